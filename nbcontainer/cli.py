@@ -1,0 +1,254 @@
+"""The terminal's door: ``nbcontainer VERB …``, made from the same table of verbs as the magics.
+
+``run`` is transparent: bytes in, bytes out, and the command's own exit code, so that it works in pipes and scripts.
+Exit codes are docker's: 125 when the container could not be set up, 126 and 127 when its command could not be
+started, 128 + n after signal n; 130 after Ctrl-C, 2 for a line that cannot be read, 1 for any other failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import TYPE_CHECKING, Literal
+
+from nbcontainer.engine.command_line import Option, Verb, read_choice
+from nbcontainer.engine.door import RunRequest, hints
+from nbcontainer.engine.tables import Message, Report, Shown
+from nbcontainer.engine.verbs import VERBS, dispatch, overview
+from nbcontainer.errors import ContainerExit, ContainerStartError, InvalidOption, NbcontainerError
+from nbcontainer.model import RunResult
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from nbcontainer.engine.door import Door, Session
+    from nbcontainer.engine.engine import Engine
+    from nbcontainer.model import Listener
+
+__all__ = ["TERMINAL_VERBS", "TerminalSession", "main"]
+
+_INTERRUPTED = 130
+_BROKEN_PIPE = 141
+_TAIL = 64 * 1024
+
+
+def main(words: Sequence[str] | None = None, *, make_engine: Callable[[], Engine] | None = None) -> int:
+    """Carry out a command line and answer its exit code. `make_engine` is for tests."""
+    line = list(sys.argv[1:] if words is None else words)
+    session = TerminalSession(make_engine or _make_engine)
+    try:
+        with contextlib.closing(session):
+            code = _carry_out(session, line)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        # Who reads us has left (``| head``): say nothing, and keep the interpreter's last flush from saying something.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _carry_out(session: TerminalSession, line: list[str]) -> int:
+    try:
+        return _exit_code(_answer(session, line))
+    except InvalidOption as problem:
+        _complain(str(problem))
+        return 2
+    except NbcontainerError as problem:
+        _complain(str(problem))
+        return _failure_code(problem, running=line[:1] == ["run"])
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return _INTERRUPTED
+
+
+def _answer(session: TerminalSession, line: list[str]) -> object:
+    """Print what a verb answers."""
+    if line[:1] in (["--version"], ["-V"]):
+        answer: object = Message(f"nbcontainer {_version()}")
+    elif not line:
+        answer = Message(overview("terminal", session.verbs))
+    else:
+        answer = dispatch(session, line)
+    if answer is not None and not isinstance(answer, (Shown, RunResult)):
+        print(answer)
+    return answer
+
+
+def _exit_code(answer: object) -> int:
+    if isinstance(answer, RunResult):
+        return _INTERRUPTED if answer.reason == "interrupted" else answer.exit_code
+    if isinstance(answer, Report):
+        return 0 if answer.ok else 1
+    return 0
+
+
+def _failure_code(problem: NbcontainerError, *, running: bool) -> int:
+    if isinstance(problem, ContainerStartError):
+        return problem.exit_code
+    if isinstance(problem, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(problem, ContainerExit):
+        return problem.returncode
+    return 125 if running else 1
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"nbcontainer: {text}\n")
+    sys.stderr.flush()
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version("nbcontainer")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _make_engine() -> Engine:
+    from nbcontainer.engine.engine import Engine
+    from nbcontainer.engine.settings import Settings
+
+    return Engine(Settings.from_environment())
+
+
+class TerminalSession:
+    """One command line."""
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._make_engine = make_engine
+        self._engine: Engine | None = None
+        self._stderr_tail = bytearray()
+
+    @property
+    def door(self) -> Door:
+        """The terminal."""
+        return "terminal"
+
+    @property
+    def verbs(self) -> Sequence[Verb]:
+        """The common table, and what only a terminal has."""
+        return TERMINAL_VERBS
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of this command, made when it is needed."""
+        if self._engine is None:
+            self._engine = self._make_engine()
+        return self._engine
+
+    def close(self) -> None:
+        """Close the engine if there is one."""
+        if self._engine is not None:
+            self._engine.close()
+
+    def pulling(self, image: str, *, quiet: bool) -> AbstractContextManager[Listener]:
+        """Show a pull on standard error: standard output belongs to the command."""
+        from nbcontainer.widgets.progress import PullProgress, choose_display
+
+        picture = choose_display("none" if quiet else "auto", notebook=False, stream=sys.stderr)
+        return PullProgress(picture, image)
+
+    def output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        """Write bytes through as they are."""
+        if stream == "stderr":
+            self._stderr_tail += data
+            del self._stderr_tail[:-_TAIL]
+        raw = getattr(sys, stream).buffer
+        raw.write(data)
+        raw.flush()
+
+    def execute(self, request: RunRequest) -> object:
+        """Run the command between this process's own standard input and outputs."""
+        with self.pulling(request.image, quiet=request.quiet) as listener:
+            result = self.engine.run(
+                request.image,
+                request.command,
+                options=request.options,
+                stdin=sys.stdin.buffer if request.interactive else None,
+                output=self.output,
+                listener=listener,
+            )
+        for hint in hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network):
+            _complain(f"hint: {hint}")
+        if result.reason != "exited":
+            _complain(f"{request.image}: {result.detail or result.reason}")
+        return result
+
+
+# Verbs of the terminal alone
+
+_STARTUP = """\
+# Written by "nbcontainer install", removed by "nbcontainer uninstall".
+import importlib.util
+
+if importlib.util.find_spec("nbcontainer"):
+    get_ipython().run_line_magic("load_ext", "nbcontainer")
+del importlib
+"""
+_STARTUP_NAME = "50-nbcontainer.py"
+_PROFILE = Option(
+    flags=("--profile",),
+    metavar="NAME",
+    help="the IPython profile; default is the default",
+    read=read_choice("profile", r"[\w.-]+", "default"),
+)
+
+
+def _startup_file(arguments: Namespace) -> str:
+    base = os.environ.get("IPYTHONDIR") or os.path.join("~", ".ipython")
+    folder = os.path.join(os.path.expanduser(base), f"profile_{arguments.profile or 'default'}", "startup")
+    return os.path.join(folder, _STARTUP_NAME)
+
+
+def _install(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
+    path = _startup_file(arguments)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(_STARTUP)
+    except OSError as problem:
+        raise NbcontainerError(f"cannot write {path}: {problem.strerror}") from problem
+    return Message(f"wrote {path}: %%container is there in every new notebook of this profile")
+
+
+def _uninstall(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
+    path = _startup_file(arguments)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return Message(f"there is no {path}; nothing to remove")
+    except OSError as problem:
+        raise NbcontainerError(f"cannot remove {path}: {problem.strerror}") from problem
+    return Message(f"removed {path}")
+
+
+TERMINAL_VERBS: tuple[Verb, ...] = (
+    *VERBS,
+    Verb(
+        name="install",
+        summary="Load the extension in every new notebook and IPython",
+        description="Writes one file into the startup folder of an IPython profile; uninstall removes it.",
+        handler=_install,
+        options=(_PROFILE,),
+        examples=("install",),
+        door="terminal",
+    ),
+    Verb(
+        name="uninstall",
+        summary="Undo install",
+        handler=_uninstall,
+        options=(_PROFILE,),
+        examples=("uninstall",),
+        door="terminal",
+    ),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""``df``: what the store holds, and what would come free."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from nbcontainer.engine.views import DiskUsage, DiskUsageLine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbcontainer.engine.records import Stored
+    from nbcontainer.images.library import Library
+    from nbcontainer.model import Digest
+
+__all__ = ["disk_usage"]
+
+
+def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: frozenset[Digest]) -> DiskUsage:
+    """Sizes in bytes; layers shared by several images count once."""
+    images = tuple(library.walk())
+    in_use = [image for image in images if image.chain in used]
+    named = {chain for image in images for chain in _chains(library, image.chain)}
+    needed = {chain for top in used for chain in _chains(library, top)}
+    every = tuple(library.snapshots.walk())
+    sizes = {chain: library.snapshots.usage(chain).bytes for chain in every}
+    blobs = tuple(library.content.walk())
+    blob_size = sum(library.content.size(digest) for digest in blobs)
+    running = [stored for stored in containers if stored.locked]
+    ended = [stored for stored in containers if not stored.locked]
+    ended_size = sum(_tree_size(stored.directory) for stored in ended)
+    usage = shutil.disk_usage(root)
+    return DiskUsage(
+        root=root,
+        lines=(
+            DiskUsageLine(
+                kind="Images",
+                count=len({image.record.id for image in images}),
+                active=len({image.record.id for image in in_use}),
+                size=sum(sizes[chain] for chain in named if chain in sizes),
+                reclaimable=sum(sizes[chain] for chain in named if chain in sizes and chain not in needed),
+            ),
+            DiskUsageLine(
+                kind="Downloads",
+                count=len(blobs),
+                active=len(blobs),
+                size=blob_size,
+                reclaimable=0,
+            ),
+            DiskUsageLine(
+                kind="Loose layers",
+                count=sum(1 for chain in every if chain not in named),
+                active=sum(1 for chain in every if chain not in named and chain in needed),
+                size=sum(size for chain, size in sizes.items() if chain not in named),
+                reclaimable=sum(size for chain, size in sizes.items() if chain not in named and chain not in needed),
+            ),
+            DiskUsageLine(
+                kind="Containers",
+                count=len(containers),
+                active=len(running),
+                size=ended_size + sum(_tree_size(stored.directory) for stored in running),
+                reclaimable=ended_size,
+            ),
+        ),
+        free=usage.free,
+        total=usage.total,
+    )
+
+
+def _chains(library: Library, top: Digest | None) -> list[Digest]:
+    chains = []
+    while top is not None:
+        chains.append(top)
+        top = library.snapshots.parent(top)
+    return chains
+
+
+def _tree_size(path: str) -> int:
+    """Bytes allocated below `path`, as far as we may look."""
+    total = 0
+    for folder, _, names in os.walk(path, onerror=None):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+            except OSError:
+                continue
+    return total

@@ -1,0 +1,116 @@
+"""What the two doors, notebook and terminal, share and where they differ.
+
+A *door* is a place people type commands: cells and line magics in a notebook, ``nbcontainer`` in a terminal. The
+verbs are the same in both (`nbcontainer.engine.verbs`); what differs is collected in one small protocol, `Session`:
+how a pull is shown, where output goes, and how a run is carried out with the door's own standard input and error
+habits.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from nbcontainer.model import RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from nbcontainer.engine.command_line import Verb
+    from nbcontainer.engine.engine import Engine
+    from nbcontainer.model import Listener, NetworkMode
+
+__all__ = ["Door", "RunRequest", "Session", "hints", "network_hint", "owner_hint"]
+
+Door = Literal["notebook", "terminal"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """A ``run`` as typed: what the engine needs, and what only the door needs (`out` to `interactive`).
+
+    `out` and `err` name user variables that take the text of a stream instead of the screen.
+    """
+
+    image: str
+    command: tuple[str, ...] = ()
+    options: RunOptions = field(default_factory=RunOptions)
+    shell: tuple[str, ...] = ()
+    out: str = ""
+    err: str = ""
+    quiet: bool = False
+    raise_error: bool = True
+    expand: bool = False
+    interactive: bool = False
+
+
+class Session(Protocol):
+    """What a verb's handler may ask of the door it was called through."""
+
+    @property
+    def door(self) -> Door:
+        """Which door this is."""
+
+    @property
+    def verbs(self) -> Sequence[Verb]:
+        """The verbs known here."""
+
+    @property
+    def engine(self) -> Engine:
+        """The door's one engine, made on first use."""
+
+    def pulling(self, image: str, *, quiet: bool) -> AbstractContextManager[Listener]:
+        """Show a pull of `image` while the block runs; with `quiet`, or when nothing is pulled, show nothing."""
+
+    def execute(self, request: RunRequest) -> object:
+        """Run a command with the door's input and output; answer what the door shows or exits with."""
+
+    def output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        """Write a container's bytes where the door shows that stream."""
+
+
+_FAILED_LOOKUP = re.compile(
+    r"temporary failure resolving"  # apt
+    r"|could not resolve (?:host|proxy)"  # curl, git
+    r"|temporary failure in name resolution|name or service not known"  # glibc, Python, pip
+    r"|name does not resolve|try again\b.*resol"  # musl
+    r"|bad address '"  # busybox
+    r"|unable to resolve host address"  # wget
+    r"|getaddrinfo|EAI_AGAIN|ENOTFOUND"  # node, R, Go, ruby
+    r"|no such host|lookup \S+ on \S+: dial"  # Go
+    r"|network is unreachable|failed to lookup address information",  # sockets, Rust
+    re.IGNORECASE,
+)
+
+
+def network_hint(stderr: str, network: NetworkMode | None) -> str:
+    """The sentence for a run that looked a name up without a network, else "".
+
+    Asked of every finished run, not only of failed ones: ``apt-get update`` ends with 0 when it reached nobody.
+    """
+    if network == "host" or not _FAILED_LOOKUP.search(stderr):
+        return ""
+    return "this container has no network (the default); add --network host to give it the machine's"
+
+
+_NOT_YOURS = re.compile(r"permission denied|value too large for defined data type|\[errno (?:13|75)\]", re.IGNORECASE)
+
+
+def owner_hint(image: str, stderr: str, *, root: bool) -> str:
+    """The sentence for an ordinary user's run on the host image that met a file of somebody else's, else "".
+
+    Such a file can be read as far as the user may, and not changed: its ids do not exist in the container, so the
+    kernel refuses to copy it up (EOVERFLOW).
+    """
+    if root or image != "host" or not _NOT_YOURS.search(stderr):
+        return ""
+    return "on the host image, files of this machine that are not yours are read-only"
+
+
+def hints(image: str, stderr: str, network: NetworkMode | None) -> tuple[str, ...]:
+    """Every sentence that may help after a run that wrote `stderr`."""
+    found = (network_hint(stderr, network), owner_hint(image, stderr, root=os.geteuid() == 0))
+    return tuple(hint for hint in found if hint)

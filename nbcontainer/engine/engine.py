@@ -1,0 +1,417 @@
+r"""The engine: the one facade that composes registry, store, layers and runtime.
+
+>>> with Engine() as engine:                                    # doctest: +SKIP
+...     engine.run("debian", ["echo", "hi"]).stdout
+'hi\\n'
+
+Nothing is started before it is needed: listing images starts no launcher, running a local image opens no connection.
+One engine may be used from several threads; several engines, in several processes, may share one store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform as host_platform
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, BinaryIO
+
+from nbcontainer.engine import host_image
+from nbcontainer.engine.disk import disk_usage
+from nbcontainer.engine.running import OutputSink, RunRequest, Subject, carry_out, place
+from nbcontainer.engine.session import Session
+from nbcontainer.engine.settings import Settings
+from nbcontainer.engine.views import (
+    ContainerDetail,
+    ContainerSummary,
+    DiskUsage,
+    HistoryLine,
+    ImageDetail,
+    ImageSummary,
+    Info,
+    LogLine,
+    RemovedImage,
+    Version,
+)
+from nbcontainer.errors import (
+    Conflict,
+    ContainerNotFound,
+    ImageNotFound,
+    InvalidInput,
+    InvalidOption,
+    InvalidReference,
+    NotFound,
+)
+from nbcontainer.images.library import unix_time
+from nbcontainer.model import (
+    Digest,
+    Listener,
+    Platform,
+    PullPolicy,
+    Reference,
+    RunOptions,
+    RunResult,
+    ignore,
+)
+from nbcontainer.store import lock_store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from nbcontainer.engine.doctor import DoctorReport
+    from nbcontainer.engine.records import ContainerRecords, Stored
+    from nbcontainer.images.image import Image
+    from nbcontainer.images.library import Library
+
+__all__ = ["Engine", "OutputSink"]
+
+
+class Engine:
+    """Images and containers of one store."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        chosen = settings or Settings.from_environment()
+        self.settings = dataclasses.replace(chosen, root=os.path.abspath(os.path.expanduser(chosen.root)))
+        self._lock = threading.RLock()
+        self._session: Session | None = None
+
+    # --- images -----------------------------------------------------------------------------------------------------
+
+    def pull(
+        self, image: str, *, platform: str = "", policy: PullPolicy = "always", listener: Listener = ignore
+    ) -> ImageSummary:
+        """Fetch an image from its registry and unpack it, or find that it is here; `platform` as in ``linux/arm64``.
+
+        Raises `ImageNotFound`, `Denied`, a `RemoteError`, `CorruptContent`, `InvalidImage` or `StorageError`.
+        """
+        if image == host_image.HOST_IMAGE:
+            return self._host_summary()
+        return self._summary(self._pulled(image, platform, policy, listener))
+
+    def images(self) -> tuple[ImageSummary, ...]:
+        """Every named image of the store, and the embedded ``host``."""
+        used = self._chains_in_use()
+        return (self._host_summary(), *(self._summary(image, used) for image in self._library.walk()))
+
+    def inspect_image(self, image: str) -> ImageDetail:
+        """Everything known of a local image."""
+        if image == host_image.HOST_IMAGE:
+            config = host_image.host_config(os.environ, "/")
+            return ImageDetail(summary=self._host_summary(), references=(image,), config=config, layers=())
+        found = self._local(image)
+        names = [record.reference.familiar for record in self._library.refs.list() if record.id == found.record.id]
+        return ImageDetail(
+            summary=self._summary(found),
+            references=tuple(names),
+            config=found.config,
+            layers=found.manifest.layers,
+        )
+
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
+        """A container or an image, whichever `name` is; a container's name wins, as in docker."""
+        try:
+            stored = self._records.find(name)
+        except (ContainerNotFound, InvalidReference):
+            pass
+        else:
+            return ContainerDetail(summary=stored.summary(), record=dict(stored.fields))
+        try:
+            return self.inspect_image(name)
+        except NotFound as problem:
+            raise NotFound(
+                f"no container or image {name!r} here; `%container ps -a` and `%container images` list what there is"
+            ) from problem
+
+    def history(self, image: str) -> tuple[HistoryLine, ...]:
+        """How an image came to be, newest first."""
+        if image == host_image.HOST_IMAGE:
+            raise InvalidInput("the host image is this machine's own root; it has no layers and no history")
+        found = self._local(image)
+        layers = iter(found.manifest.layers)
+        lines = []
+        for entry in found.config.history:
+            layer = None if entry.empty_layer else next(layers, None)
+            lines.append(
+                HistoryLine(entry=entry, layer=layer.digest if layer else None, size=layer.size if layer else 0)
+            )
+        return tuple(reversed(lines))
+
+    def tag(self, image: str, name: str) -> ImageSummary:
+        """Give a local image another name; what that name meant before keeps its content until `rmi`."""
+        reference = Reference.parse(name)
+        if reference.digest is not None:
+            raise InvalidReference(f"{name!r} has a digest; a new name is NAME[:TAG]")
+        if host_image.HOST_IMAGE in (name, image):
+            raise InvalidReference(
+                "'host' is the embedded image, this machine's own root; it cannot be tagged or replaced"
+            )
+        with lock_store(self.settings.root, shared=True):
+            found = self._local(image)
+            record = dataclasses.replace(found.record, reference=reference)
+            self._library.refs.put(record)
+        return self._summary(dataclasses.replace(found, record=record))
+
+    def remove_image(self, image: str, *, force: bool = False) -> RemovedImage:
+        """Take a name away; with the last one go the content and the layers that nothing else needs.
+
+        An image id takes all its names away, if `force` or there is only one. Raises `Conflict` when a container uses
+        it.
+        """
+        if image == host_image.HOST_IMAGE:
+            raise InvalidInput("the host image is this machine's own root; there is nothing to remove")
+        with lock_store(self.settings.root, shared=False):
+            removal = self._library.remove(image, force=force, used=self._chains_in_use())
+        return RemovedImage(untagged=removal.untagged, deleted=removal.deleted, freed=removal.freed)
+
+    # --- containers -------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        image: str,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        listener: Listener = ignore,
+        check: bool = False,
+    ) -> RunResult:
+        """Run a command, or the text of a cell, in a fresh container of `image` and wait for its end.
+
+        `argv` replaces the image's command; `script` is run by its ``#!`` line, by `shell` or by ``/bin/sh``. `stdin`
+        is fed to it: bytes, or an open file that it reads itself. With `output` the result keeps only the last 64 KiB
+        of each stream. Ctrl-C ends every process of the container. With `check` a bad end raises `ContainerExit` (or
+        its children `ContainerTimeout`, `ContainerInterrupted`); a container that cannot start always raises
+        `ContainerStartError`.
+        """
+        options = options or RunOptions()
+        if script is not None and argv:
+            raise InvalidOption("give either a command or a script to run, not both")
+        request = RunRequest(
+            image=image,
+            argv=tuple(argv),
+            options=options,
+            script=script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script,
+            shell=tuple(shell),
+            stdin=stdin,
+            output=output,
+        )
+        session = self._connect()
+        with lock_store(self.settings.root, shared=True):
+            subject = self._subject(image, options, listener)
+            placed = place(session, request, subject)
+        try:
+            return carry_out(session, request, placed, grace=self.settings.interrupt_grace, check=check)
+        except BaseException:
+            placed.abandon()
+            raise
+
+    def containers(self, *, everything: bool = False) -> tuple[ContainerSummary, ...]:
+        """Running containers, or with `everything` also those that have ended; newest first."""
+        summaries = [stored.summary() for stored in self._records.walk() if not stored.abandoned]
+        chosen = [each for each in summaries if everything or each.state == "running"]
+        return tuple(sorted(chosen, key=lambda each: -each.created))
+
+    def logs(self, container: str) -> tuple[LogLine, ...]:
+        """What a kept container wrote, in order."""
+        stored = self._records.find(container)
+        if not stored.fields.get("keep"):
+            raise InvalidInput(
+                f"container {stored.id[:12]} is thrown away when it ends, so no log is kept; give it a --name"
+            )
+        return self._records.output(stored)
+
+    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
+        """Remove a container that has ended; with `force` end a running one first."""
+        stored = self._records.find(container)
+        if stored.locked:
+            if not force:
+                raise Conflict(f"container {container} is running; interrupt its cell, or remove it with -f")
+            self._end(stored)
+        self._connect().discard(stored.directory)
+        return stored.summary()
+
+    # --- the engine itself ------------------------------------------------------------------------------------------
+
+    def disk_usage(self) -> DiskUsage:
+        """What the store holds."""
+        return disk_usage(self.settings.root, self._library, tuple(self._records.walk()), self._chains_in_use())
+
+    def info(self) -> Info:
+        """The state of things in a few lines."""
+        containers = self.containers(everything=True)
+        running = sum(1 for each in containers if each.state == "running")
+        id_map = self._connect().id_map
+        return Info(
+            items=(
+                ("store", self.settings.root),
+                ("images", str(len(self._library.refs.list()))),
+                ("containers", f"{len(containers)} ({running} running)"),
+                ("driver", "native"),
+                ("tier", self._connect().tier),
+                ("ids", f"{sum(each.length for each in id_map.uids)} per container"),
+                ("default network", "none"),
+                ("platform", str(Platform.host())),
+                ("kernel", host_platform.release()),
+            )
+        )
+
+    def version(self) -> Version:
+        """Versions of this package and what it stands on."""
+        from importlib import metadata
+
+        def installed(name: str) -> str:
+            try:
+                return metadata.version(name)
+            except metadata.PackageNotFoundError:
+                return "not installed"
+
+        names = (
+            "nbcontainer",
+            "ipykernel",
+            "ipywidgets",
+            "requests",
+            "traitlets",
+            "pyroute2",
+            "isal",
+            "zstandard",
+            "pyseccomp",
+        )
+        return Version(
+            items=(
+                *((name, installed(name)) for name in names),
+                ("python", host_platform.python_version()),
+                ("kernel", host_platform.release()),
+            )
+        )
+
+    def doctor(self) -> DoctorReport:
+        """Try what containers need on this machine, and say what is missing and how to get it."""
+        from nbcontainer.engine.doctor import examine
+
+        return examine(self.settings.root)
+
+    def close(self) -> None:
+        """End every container of this engine and its launcher; safe twice."""
+        with self._lock:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> Session:
+        with self._lock:
+            if self._session is None:
+                self._session = Session(self.settings)
+            return self._session
+
+    @property
+    def _library(self) -> Library:
+        return self._connect().library
+
+    @property
+    def _records(self) -> ContainerRecords:
+        return self._connect().records
+
+    def _local(self, image: str) -> Image:
+        return self._library.find(image)
+
+    def _pulled(self, image: str, platform: str, policy: PullPolicy, listener: Listener) -> Image:
+        """The image as `policy` wants it: from here, from the registry, or whichever has it."""
+        wanted = Platform.parse(platform) if platform else Platform.host()
+        here: Image | None = None
+        if policy != "always":
+            with contextlib.suppress(ImageNotFound):
+                here = self._local(image)
+            if here is not None and platform and wanted.preference(here.config.platform) is None:
+                here = None
+            if here is not None:
+                return here
+        reference = Reference.parse(image)
+        if policy == "never":
+            raise ImageNotFound(
+                f"image {reference.familiar!r} is not here, and --pull never forbids fetching it; "
+                "`%container pull` it first"
+            )
+        with lock_store(self.settings.root, shared=True), self._connect().puller(listener) as puller:
+            return puller.pull(reference, wanted, listener)
+
+    def _subject(self, image: str, options: RunOptions, listener: Listener) -> Subject:
+        """What a container of `image` is made of; pulls it when it has to."""
+        session = self._connect()
+        if image == host_image.HOST_IMAGE:
+            config = host_image.host_config(os.environ, os.getcwd())
+            return Subject(name=image, config=config, chain=None, root=session.host_root)
+        found = self._pulled(image, options.platform, options.pull, listener)
+        chain = found.chain
+        if chain is None:
+            raise InvalidInput(f"image {found.name} has no layers, so there is nothing to run in it")
+        if not session.snapshots.has(chain):
+            found = self._pulled(image, options.platform, "always", listener)
+        return Subject(
+            name=found.name,
+            config=found.config,
+            chain=chain,
+            root=lambda folder: session.snapshots.mounts(chain, upper=f"{folder}/upper", work=f"{folder}/work"),
+        )
+
+    def _summary(self, image: Image, used: frozenset[Digest] | None = None) -> ImageSummary:
+        chains = self._chains_in_use() if used is None else used
+        return ImageSummary(
+            reference=image.name,
+            id=image.record.id,
+            digest=image.record.target,
+            platform=str(image.config.platform),
+            created=unix_time(image.config.created),
+            pulled=image.record.pulled_at,
+            size=self._library.unpacked_size(image),
+            compressed_size=image.manifest.size,
+            in_use=image.chain in chains,
+        )
+
+    def _chains_in_use(self) -> frozenset[Digest]:
+        texts = {str(stored.fields.get("chain", "")) for stored in self._records.walk() if not stored.abandoned}
+        return frozenset(Digest.parse(text) for text in texts if text)
+
+    def _end(self, stored: Stored) -> None:
+        """End a running container of any notebook of this user by its PID 1; wait for its supervisor to let go."""
+        pid = stored.fields.get("pid")
+        if not isinstance(pid, int):
+            raise Conflict(f"container {stored.id[:12]} is just starting; try again")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            if not any(each.locked for each in self._records.walk() if each.id == stored.id):
+                return
+            time.sleep(0.02)
+        raise Conflict(f"container {stored.id[:12]} was killed, but its notebook has not let go of it; try again")
+
+    def _host_summary(self) -> ImageSummary:
+        return ImageSummary(
+            reference=host_image.HOST_IMAGE,
+            id=None,
+            digest=None,
+            platform=str(Platform.host()),
+            created=None,
+            pulled=None,
+            size=0,
+            compressed_size=0,
+        )

@@ -1,0 +1,249 @@
+"""Containers as the store knows them: one directory each, one record in it, and a lock that tells the truth.
+
+``containers/<id>/record.json`` is locked (flock) by whoever supervises the container, for as long as it runs; a
+record that says "running" without a lock belongs to a supervisor that died. So `ps` is right after a kill -9 and
+after a reboot. Beside it lie ``upper`` and ``work`` (written inside, so owned by container ids) and, for containers
+that are kept, ``output.jsonl``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from nbcontainer.engine.views import ContainerSummary, LogLine
+from nbcontainer.errors import Conflict, ContainerNotFound, InvalidOption, InvalidReference, StorageError
+from nbcontainer.model import ContainerId
+from nbcontainer.store import FileLock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["ContainerRecords", "Record"]
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_RECORD = "record.json"
+_OUTPUT = "output.jsonl"
+_ABANDONED_AFTER = 3600.0
+_OUTPUT_LIMIT = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A record as found on disk; `locked` means somebody supervises it now."""
+
+    directory: str
+    fields: dict[str, Any]
+    locked: bool
+
+    @property
+    def id(self) -> ContainerId:
+        """The container's full id."""
+        return ContainerId(os.path.basename(self.directory))
+
+    @property
+    def abandoned(self) -> bool:
+        """True for a throw-away container whose supervisor is gone: only its files are left."""
+        return not self.locked and not self.fields.get("keep", False)
+
+    def summary(self) -> ContainerSummary:
+        """As `ps` shows it."""
+        fields = self.fields
+        finished, code = fields.get("finished"), fields.get("exit_code")
+        reason = str(fields.get("reason", ""))
+        state: Literal["running", "exited", "dead"] = "running" if self.locked else "exited"
+        if not self.locked and finished is None:
+            state, reason = "dead", "its notebook ended without saying how"
+        return ContainerSummary(
+            id=self.id,
+            name=str(fields.get("name", "")),
+            image=str(fields.get("image", "")),
+            command=tuple(str(word) for word in fields.get("command", ())),
+            state=state,
+            created=float(fields.get("created", 0.0)),
+            finished=finished,
+            exit_code=code,
+            reason=reason,
+            pid=fields.get("pid") if self.locked else None,
+        )
+
+
+class Record:
+    """The supervisor's hold on its container's record: locked until closed."""
+
+    def __init__(self, directory: str, fd: int, fields: dict[str, Any]) -> None:
+        self.directory = directory
+        self._fd = fd
+        self._fields = fields
+        self._output = -1
+        self._written = 0
+
+    @property
+    def id(self) -> ContainerId:
+        """The container's full id."""
+        return ContainerId(os.path.basename(self.directory))
+
+    @property
+    def kept(self) -> bool:
+        """Whether the container stays after it has ended."""
+        return bool(self._fields["keep"])
+
+    def update(self, **fields: str | float | None) -> None:
+        """Change fields of the record."""
+        self._fields.update(fields)
+        data = json.dumps(self._fields).encode()
+        os.pwrite(self._fd, data.ljust(os.fstat(self._fd).st_size), 0)
+
+    def append(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        """Keep output of a kept container, up to a cap."""
+        if not self.kept or self._written > _OUTPUT_LIMIT:
+            return
+        line = {"time": time.time(), "stream": stream, "log": data.decode("utf-8", "surrogateescape")}
+        with contextlib.suppress(OSError):  # a full disk ends the log, not the container
+            if self._output < 0:
+                flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+                self._output = os.open(os.path.join(self.directory, _OUTPUT), flags, 0o600)
+            self._written += os.write(self._output, json.dumps(line).encode() + b"\n")
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is still ours."""
+        return self._fd >= 0
+
+    def close(self) -> None:
+        """Unlock; safe twice."""
+        for fd in (self._fd, self._output):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._output = -1
+
+
+class ContainerRecords:
+    """All containers of one store. `owner` is the uid and gid of container root outside, when we are root."""
+
+    def __init__(self, root: str, owner: int | None) -> None:
+        self.directory = os.path.join(root, "containers")
+        self._owner = owner
+        self._names = os.path.join(root, "containers.lock")
+
+    def path(self, container: ContainerId) -> str:
+        """Where a container's files lie."""
+        return os.path.join(self.directory, container)
+
+    def create(self, container: ContainerId, fields: dict[str, Any]) -> Record:
+        """Make the directory and the locked record; raise `Conflict` when the name is taken."""
+        name = fields.get("name", "")
+        if not name:
+            return self._create(container, fields)
+        if not _NAME.fullmatch(name):
+            raise InvalidOption(
+                f"container name {name!r} must be letters, digits, '_', '.' and '-', starting with a letter or digit"
+            )
+        with FileLock(self._names):  # one object is one holder, and threads are several
+            for stored in self.walk():
+                if stored.fields.get("name") == name:
+                    raise Conflict(
+                        f"container name {name!r} is taken by {stored.id[:12]}; remove that one "
+                        f"(`%container rm {name}`) or choose another name"
+                    )
+            return self._create(container, fields)
+
+    def _create(self, container: ContainerId, fields: dict[str, Any]) -> Record:
+        directory = self.path(container)
+        try:
+            os.mkdir(directory, 0o700)
+            try:
+                fd = self._new_record(directory, fields)
+            except BaseException:  # a directory without a record would stay for good
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+        except OSError as problem:
+            raise StorageError(
+                f"container {container[:12]} cannot be recorded in {self.directory}: {problem.strerror}; "
+                "free some space (`%container df`) or move the store (NBCONTAINER_ROOT)"
+            ) from problem
+        return Record(directory, fd, fields)
+
+    def _new_record(self, directory: str, fields: dict[str, Any]) -> int:
+        path = os.path.join(directory, _RECORD)
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(fd, json.dumps(fields).encode())
+            if self._owner is not None:
+                os.chown(directory, self._owner, self._owner)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def walk(self) -> Iterator[Stored]:
+        """Every record, in no order; directories without one are left out (they are being made or removed)."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.directory):
+                stored = self._load(os.path.join(self.directory, name))
+                if stored is not None:
+                    yield stored
+
+    def _load(self, directory: str) -> Stored | None:
+        try:
+            fd = os.open(os.path.join(directory, _RECORD), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            locked = not _try_lock(fd)
+            fields = json.loads(os.pread(fd, 1 << 20, 0) or b"null")
+        except (ValueError, RecursionError):
+            return None
+        finally:
+            os.close(fd)
+        return Stored(directory=directory, fields=fields, locked=locked) if isinstance(fields, dict) else None
+
+    def nameless(self) -> Iterator[str]:
+        """Directories that have been without a record for an hour: what a removal cut short left."""
+        with contextlib.suppress(FileNotFoundError):
+            for entry in os.scandir(self.directory):
+                with contextlib.suppress(OSError):
+                    old = entry.stat(follow_symlinks=False).st_mtime < time.time() - _ABANDONED_AFTER
+                    if old and not os.path.lexists(os.path.join(entry.path, _RECORD)):
+                        yield entry.path
+
+    def find(self, text: str) -> Stored:
+        """The container with this name, id or unique id prefix; raise `ContainerNotFound`."""
+        every = [stored for stored in self.walk() if not stored.abandoned]
+        named = [stored for stored in every if stored.fields.get("name") == text and text]
+        matching = named or [stored for stored in every if len(text) >= 2 and stored.id.startswith(text)]
+        if len(matching) > 1:
+            shown = ", ".join(sorted(stored.id[:12] for stored in matching))
+            raise InvalidReference(f"container id {text!r} fits several: {shown}; type more of it")
+        if not matching:
+            raise ContainerNotFound(f"no container {text!r}; `%container ps -a` lists those that are here")
+        return matching[0]
+
+    def output(self, stored: Stored) -> tuple[LogLine, ...]:
+        """What a kept container wrote, in order."""
+        lines: list[LogLine] = []
+        path = os.path.join(stored.directory, _OUTPUT)
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
+            for text in file:
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(text)
+                    data = str(entry["log"]).encode("utf-8", "surrogateescape")
+                    stream: Literal["stdout", "stderr"] = "stderr" if entry["stream"] == "stderr" else "stdout"
+                    lines.append(LogLine(time=float(entry["time"]), stream=stream, data=data))
+        return tuple(lines)
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,353 @@
+"""One foreground run: from an image and options to a finished container's result.
+
+`place` decides everything and writes the record (under the store's shared lock, so that no collection takes the image
+away between); `carry_out` starts, watches, and says how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+from nbcontainer.errors import (
+    ContainerExit,
+    ContainerInterrupted,
+    ContainerStartError,
+    ContainerTimeout,
+    InvalidOption,
+    NbcontainerError,
+)
+from nbcontainer.model import ContainerId, RunResult
+from nbcontainer.runtime.bundle import bundle
+from nbcontainer.runtime.launcher import error_from
+from nbcontainer.runtime.supervisor import supervise
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbcontainer.engine.records import Record
+    from nbcontainer.engine.session import Session
+    from nbcontainer.model import BindMount, ContainerSpec, Digest, ImageConfig, Mount, RunOptions
+    from nbcontainer.runtime.supervisor import Outcome
+
+__all__ = ["OutputSink", "RunRequest", "Subject", "carry_out", "place"]
+
+OutputSink = Callable[[Literal["stdout", "stderr"], bytes], None]
+"""Called in the calling thread with each piece of output as it arrives."""
+
+_TAIL = 64 * 1024
+_KEPT = 64 * 1024 * 1024
+_TAIL_LINES = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What was asked, as parsed."""
+
+    image: str
+    argv: tuple[str, ...]
+    options: RunOptions
+    script: bytes | None
+    shell: tuple[str, ...]
+    stdin: bytes | BinaryIO | None
+    output: OutputSink | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What it will run on: `root` gives the mounts for a container whose files lie in a folder."""
+
+    name: str
+    config: ImageConfig
+    chain: Digest | None
+    root: Callable[[str], tuple[Mount, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A container that is decided and recorded, and not started."""
+
+    subject: Subject
+    spec: ContainerSpec
+    record: Record
+    started: float
+
+    def abandon(self) -> None:
+        """Take the record away if nobody has carried it out (an interrupt came in between); else do nothing."""
+        if self.record.held:
+            self.record.close()
+            shutil.rmtree(self.record.directory, ignore_errors=True)
+
+
+def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
+    """Decide and record a container; raise `InvalidOption` or `Conflict` before anything is written."""
+    started = time.monotonic()
+    options = request.options
+    container = ContainerId(secrets.token_hex(32))
+    keep = not options.remove if options.remove is not None else bool(options.name)
+    directory = session.records.path(container)
+    options = dataclasses.replace(options, volumes=resolved_volumes(options, session.settings.root))
+    spec = bundle(
+        container,
+        subject.config,
+        options,
+        root=tuple(dataclasses.replace(mount, volatile=not keep) for mount in subject.root(directory)),
+        argv=request.argv,
+        script=request.script,
+        shell=request.shell,
+        idmapped_binds=session.privileged,
+        host_resolv_conf=_resolv_conf() if options.network == "host" else "",
+        single_id=session.id_map.single,
+    )
+    fields = {
+        "name": options.name,
+        "image": subject.name,
+        "chain": str(subject.chain or ""),
+        "command": list(spec.argv),
+        "created": time.time(),
+        "keep": keep,
+    }
+    record = session.records.create(container, fields)
+    return Placed(subject=subject, spec=spec, record=record, started=started)
+
+
+def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: float, check: bool) -> RunResult:
+    """Start the container, pump its streams until it is over, and say how it went."""
+    stdout = _Kept(request.output, "stdout", placed.record)
+    stderr = _Kept(request.output, "stderr", placed.record)
+
+    def sink(stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        (stdout if stream == "stdout" else stderr).take(data)
+
+    try:
+        outcome = _supervised(session, request, placed, sink, grace)
+        result = _result(placed, outcome, stdout.data, stderr.data, limit=request.options.timeout or 0)
+        if placed.record.kept:
+            placed.record.update(
+                finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason
+            )
+    finally:
+        placed.record.close()
+    if outcome.failure is not None and outcome.reason == "exited":  # ended by us, it may have failed because of that
+        raise _start_error(placed, outcome)
+    if check and not result.ok:
+        raise _bad_end(result)
+    return result
+
+
+def _supervised(
+    session: Session,
+    request: RunRequest,
+    placed: Placed,
+    sink: Callable[[Literal["stdout", "stderr"], bytes], None],
+    grace: float,
+) -> Outcome:
+    with contextlib.ExitStack() as undo:
+        out_read, out_write = _pipe(undo)
+        err_read, err_write = _pipe(undo)
+        for end in (out_write, err_write):
+            session.adopt(end.number)
+        in_read, in_write, feed = _input(request.stdin, undo)
+        record = placed.record
+        try:
+            connection = session.runtime.start(
+                placed.spec,
+                (in_read.number, out_write.number, err_write.number),
+                scratch="" if record.kept else record.directory,
+            )
+        except BaseException:
+            shutil.rmtree(record.directory, ignore_errors=True)
+            raise
+        undo.callback(connection.close)
+        for theirs in (in_read, out_write, err_write):
+            theirs.close()
+        return supervise(
+            connection,
+            stdout=out_read.number,
+            stderr=err_read.number,
+            stdin=in_write.release() if in_write else -1,
+            feed=feed,
+            sink=sink,
+            on_accepted=lambda pid: record.update(pid=pid),
+            timeout=request.options.timeout,
+            grace=grace,
+        )
+
+
+class _End:
+    """One end of a pipe, closed once."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def close(self) -> None:
+        if self.number >= 0:
+            os.close(self.release())
+
+    def release(self) -> int:
+        number, self.number = self.number, -1
+        return number
+
+
+def _pipe(undo: contextlib.ExitStack) -> tuple[_End, _End]:
+    reader, writer = (_End(number) for number in os.pipe2(os.O_CLOEXEC))
+    undo.callback(reader.close)
+    undo.callback(writer.close)
+    return reader, writer
+
+
+def _input(stdin: bytes | BinaryIO | None, undo: contextlib.ExitStack) -> tuple[_End, _End | None, bytes]:
+    if isinstance(stdin, bytes):
+        reader, writer = _pipe(undo)
+        return reader, writer, stdin
+    source = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if stdin is None else os.dup(stdin.fileno())
+    end = _End(source)
+    undo.callback(end.close)
+    return end, None, b""
+
+
+class _Kept:
+    """Passes output on and keeps its end: 64 MiB when nobody else gets it, else 64 KiB."""
+
+    def __init__(self, output: OutputSink | None, stream: Literal["stdout", "stderr"], record: Record) -> None:
+        self._output = output
+        self._stream: Literal["stdout", "stderr"] = stream
+        self._record = record
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+        self._limit = _KEPT if output is None else _TAIL
+
+    def take(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        self._record.append(self._stream, data)
+        while self._size - len(self._pieces[0]) >= self._limit:
+            self._size -= len(self._pieces.popleft())
+        if self._output is not None:
+            self._output(self._stream, data)
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self._pieces)[-self._limit :]
+
+
+def _result(placed: Placed, outcome: Outcome, stdout: bytes, stderr: bytes, *, limit: float = 0) -> RunResult:
+    code = 125 if outcome.failure is None else outcome.failure.exit_code
+    detail = ""
+    reason = outcome.reason
+    if outcome.status is not None:
+        code = os.waitstatus_to_exitcode(outcome.status)
+        if code < 0:
+            number = -code
+            code = 128 + number
+            if reason == "exited":
+                reason, detail = "signalled", f"killed by {_signal_name(number)}"
+    elif reason in {"timeout", "interrupted"}:
+        code = 137
+    if reason == "interrupted":
+        detail = f"interrupted; every process of the cell has ended ({', '.join(outcome.steps)})"
+        code = 130 if code == 137 else code
+    elif reason == "timeout":
+        detail = f"time limit of {limit:g} s reached; every process of the container has ended"
+    elif reason == "lost":
+        detail = "its processes vanished without an exit code: killed from outside, or the machine ran out of memory"
+    return RunResult(
+        id=placed.record.id,
+        image=placed.subject.name,
+        argv=placed.spec.argv,
+        exit_code=code,
+        reason=reason,
+        duration=time.monotonic() - placed.started,
+        stdout_bytes=stdout,
+        stderr_bytes=stderr,
+        detail=detail,
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _start_error(placed: Placed, outcome: Outcome) -> NbcontainerError:
+    assert outcome.failure is not None
+    problem = error_from(outcome.failure)
+    sentence = f"{placed.subject.name}: {problem}"
+    if isinstance(problem, ContainerStartError):
+        return ContainerStartError(sentence, exit_code=problem.exit_code)
+    return problem
+
+
+def _bad_end(result: RunResult) -> ContainerExit:
+    kinds: dict[str, type[ContainerExit]] = {"timeout": ContainerTimeout, "interrupted": ContainerInterrupted}
+    kind = kinds.get(result.reason, ContainerExit)
+    tail = "\n".join(result.stderr[-4096:].splitlines()[-_TAIL_LINES:])
+    return kind(
+        result.exit_code,
+        result.argv,
+        image=result.image,
+        reason=result.detail or f"exit code {result.exit_code}",
+        output=result.stdout,
+        stderr_tail="" if result.reason == "interrupted" else tail,
+    )
+
+
+_SOCKETS = ("docker.sock", "podman.sock", "containerd.sock")
+_FORBIDDEN_SOURCES = frozenset({"/", "/proc", "/sys", "/dev", "/run", "/var/run", "/etc", "/boot"})
+
+
+def resolved_volumes(options: RunOptions, store: str) -> tuple[BindMount, ...]:
+    """The volumes with every link of their sources followed: what is checked here is what is mounted later.
+
+    (Whoever mounts refuses links, so that none can be put in the way between.) Refuses what is not there, and what
+    would hand the machine over.
+    """
+    resolved = []
+    for volume in options.volumes:
+        source = os.path.realpath(volume.source)
+        if not os.path.exists(source):
+            raise InvalidOption(
+                f"volume source {volume.source} does not exist on this machine; "
+                f"make it first (mkdir -p {volume.source})"
+            )
+        runtime_directory = os.environ.get("JUPYTER_RUNTIME_DIR") or "~/.local/share/jupyter/runtime"
+        closed = [os.path.realpath(store), os.path.realpath(os.path.expanduser(runtime_directory))]
+        if _hands_over(source, closed):
+            raise InvalidOption(
+                f"volume source {volume.source} would hand this machine to the container: it is, lies in or holds "
+                "system files, this package's store, Jupyter's keys or an engine's socket; mount a folder of your own"
+            )
+        resolved.append(dataclasses.replace(volume, source=source))
+    return tuple(resolved)
+
+
+def _hands_over(source: str, closed: Sequence[str]) -> bool:
+    """Whether `source` gives away more than files: the machine's own folders, what is `closed`, an engine's socket."""
+    if source in _FORBIDDEN_SOURCES or source.startswith(("/proc/", "/sys/")):
+        return True
+    if os.path.basename(source) in {*_SOCKETS, ".jupyter"}:
+        return True
+    if any(os.path.exists(os.path.join(source, name)) for name in _SOCKETS):
+        return True
+    return any(_same_or_below(path, source) or _same_or_below(source, path) for path in closed)
+
+
+def _same_or_below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
+
+
+def _resolv_conf() -> str:
+    with contextlib.suppress(OSError), open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+        return file.read(64 * 1024)
+    return ""

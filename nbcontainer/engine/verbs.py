@@ -1,0 +1,585 @@
+"""The one table of verbs. Magics, command line, completion, help and the reference page are all made from it.
+
+A handler gets the door's `Session` and the parsed arguments, asks the engine one question and answers a value that
+knows how to draw itself (`nbcontainer.engine.tables`), or None when everything is on the screen already.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shlex
+from argparse import Namespace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from nbcontainer.engine import tables
+from nbcontainer.engine.command_line import (
+    PREFIX,
+    HelpRequested,
+    Option,
+    Positional,
+    Verb,
+    columns,
+    nearest,
+    option_help,
+    parse,
+    read_bind_mount,
+    read_choice,
+    read_duration,
+    read_environment,
+    read_platform,
+    usage,
+    verb_help,
+)
+from nbcontainer.engine.door import RunRequest
+from nbcontainer.engine.views import ContainerDetail
+from nbcontainer.errors import InvalidOption, InvalidReference
+from nbcontainer.model import Reference, RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nbcontainer.engine.door import Door, Session
+    from nbcontainer.engine.views import ImageSummary
+
+__all__ = ["RUN", "VERBS", "dispatch", "find_verb", "overview", "reference_markdown", "run_request"]
+
+
+def dispatch(
+    session: Session, words: Sequence[str], *, substitute: Callable[[str], str] = str, default_image: str = ""
+) -> object:
+    """Carry out a line: the verb and its words. No word at all asks for ``info``, the status.
+
+    `substitute` and `default_image` are those of `parse`. Raises what the engine raises, and `InvalidOption` for a
+    line that cannot be read.
+    """
+    if not words:
+        return _info(session, Namespace())
+    if words[0] in {"-h", "--help"}:
+        return tables.Message(overview(session.door, session.verbs))
+    verb = find_verb(words[0], session.verbs, session.door)
+    try:
+        arguments = parse(verb, words[1:], door=session.door, substitute=substitute, default_image=default_image)
+    except HelpRequested as asked:
+        return tables.Message(asked.text)
+    return verb.handler(session, arguments)
+
+
+def find_verb(name: str, table: Sequence[Verb], door: Door) -> Verb:
+    """The verb of that name or alias; raise `InvalidOption` with the nearest one and what else could be meant."""
+    for verb in table:
+        if name == verb.name or name in verb.aliases:
+            return verb
+    prefix = PREFIX[door]
+    suggestion = nearest(name, [word for verb in table for word in (verb.name, *verb.aliases)])
+    if not suggestion and not name.startswith("-"):
+        suggestion = f"; to run a command in an image write {prefix} run IMAGE COMMAND"
+        suggestion += ", to run a cell %%container IMAGE" if door == "notebook" else ""
+    raise InvalidOption(f"there is no verb {name!r}{suggestion} (see {prefix} help)")
+
+
+# Handlers
+
+
+def _pull(session: Session, arguments: Namespace) -> object:
+    with session.pulling(arguments.image, quiet=arguments.quiet) as listener:
+        summary = session.engine.pull(arguments.image, platform=arguments.platform or "", listener=listener)
+    return tables.Message(summary.reference) if arguments.quiet else tables.Shown(summary.reference)
+
+
+def _images(session: Session, arguments: Namespace) -> object:
+    found = [image for image in session.engine.images() if _matches(image, arguments.image)]
+    return tables.image_table(found, full=arguments.no_trunc, digests=arguments.digests, quiet=arguments.quiet)
+
+
+def _matches(image: ImageSummary, pattern: str | None) -> bool:
+    """Docker's filter: a repository, a repository with a tag, or a shell pattern of either."""
+    if not pattern:
+        return True
+    names = {image.reference}
+    try:
+        familiar = Reference.parse(image.reference).familiar
+    except InvalidReference:
+        familiar = image.reference
+    names |= {familiar, familiar.partition("@")[0].rpartition(":")[0]}
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names if name)
+
+
+def _remove_images(session: Session, arguments: Namespace) -> object:
+    lines: list[str] = []
+    for image in arguments.image:
+        removed = session.engine.remove_image(image, force=arguments.force)
+        lines += [f"Untagged: {name}" for name in removed.untagged]
+        lines += [f"Deleted: {digest}" for digest in removed.deleted]
+        if removed.freed:
+            lines.append(f"Freed: {tables.size_text(removed.freed)}")
+    return tables.Message("\n".join(lines))
+
+
+def _tag(session: Session, arguments: Namespace) -> object:
+    summary = session.engine.tag(arguments.image, arguments.name)
+    return tables.Message(f"{arguments.image} is now also {summary.reference}")
+
+
+def _inspect(session: Session, arguments: Namespace) -> object:
+    described = [_describe(session, name) for name in arguments.name]
+    return tables.Document(described[0] if len(described) == 1 else described)
+
+
+def _describe(session: Session, name: str) -> dict[str, Any]:
+    detail = session.engine.inspect(name)
+    return tables.describe_container(detail) if isinstance(detail, ContainerDetail) else tables.describe_image(detail)
+
+
+def _history(session: Session, arguments: Namespace) -> object:
+    return tables.history_table(session.engine.history(arguments.image), full=arguments.no_trunc)
+
+
+def _run(session: Session, arguments: Namespace) -> object:
+    return session.execute(run_request(arguments))
+
+
+def run_request(arguments: Namespace) -> RunRequest:
+    """What the parsed arguments of ``run`` ask for."""
+    entrypoint = arguments.entrypoint
+    options = RunOptions(
+        name=arguments.name or "",
+        remove=True if arguments.rm else None,
+        environment=tuple(variable for variable in arguments.env if variable),
+        volumes=arguments.volume,
+        working_directory=arguments.workdir or "",
+        user=arguments.user or "",
+        hostname=arguments.hostname or "",
+        entrypoint=None if entrypoint is None else tuple(word for word in (entrypoint,) if word),
+        network=arguments.network,
+        read_only=arguments.read_only,
+        pull=arguments.pull or "missing",
+        platform=arguments.platform or "",
+        timeout=arguments.timeout,
+    )
+    return RunRequest(
+        image=arguments.image,
+        command=arguments.command,
+        options=options,
+        shell=arguments.shell or (),
+        out=arguments.out or "",
+        err=arguments.err or "",
+        quiet=arguments.quiet,
+        raise_error=not arguments.no_raise_error,
+        expand=arguments.expand,
+        interactive=arguments.interactive,
+    )
+
+
+def _containers(session: Session, arguments: Namespace) -> object:
+    found = session.engine.containers(everything=arguments.all)
+    return tables.container_table(found, full=arguments.no_trunc, quiet=arguments.quiet, everything=arguments.all)
+
+
+def _remove_containers(session: Session, arguments: Namespace) -> object:
+    removed = [session.engine.remove_container(name, force=arguments.force) for name in arguments.container]
+    return tables.Message("\n".join(summary.name or summary.id[:12] for summary in removed))
+
+
+def _logs(session: Session, arguments: Namespace) -> object:
+    pieces = [(line.time, line.stream, line.data) for line in session.engine.logs(arguments.container)]
+    lines = [(time, stream, line) for time, stream, data in pieces for line in re.findall(rb"[^\n]*\n|[^\n]+", data)]
+    kept = lines if arguments.tail is None else lines[max(0, len(lines) - arguments.tail) :]
+    for time, stream, line in kept:
+        stamp = f"{datetime.fromtimestamp(time, timezone.utc).isoformat()} ".encode() if arguments.timestamps else b""
+        session.output(stream, stamp + line)
+    return None
+
+
+def _disk_usage(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
+    return tables.disk_usage_table(session.engine.disk_usage())
+
+
+def _info(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
+    return tables.pairs_table(session.engine.info().items)
+
+
+def _doctor(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
+    return tables.Report(session.engine.doctor())
+
+
+def _version(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
+    return tables.pairs_table(session.engine.version().items)
+
+
+def _help(session: Session, arguments: Namespace) -> object:
+    if arguments.verb is None:
+        return tables.Message(overview(session.door, session.verbs))
+    return tables.Message(verb_help(find_verb(arguments.verb, session.verbs, session.door), session.door))
+
+
+# Readers of this table's own forms
+
+
+def _read_tail(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise InvalidOption(f"--tail {text!r} is neither a number of lines nor all")
+    return int(text)
+
+
+def _read_shell(text: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as problem:
+        raise InvalidOption(f"shell {text!r} cannot be split into words: {problem}") from problem
+    if not words:
+        raise InvalidOption("--shell needs a program, for example --shell python3")
+    return words
+
+
+# Options, most of them used by several verbs
+
+_QUIET_PULL = Option(flags=("-q", "--quiet"), help="do not show the pull")
+_PLATFORM = Option(
+    flags=("--platform",),
+    metavar="OS/ARCH",
+    help="which of the image's platforms, for example linux/arm64",
+    read=read_platform,
+)
+_NO_TRUNC = Option(flags=("--no-trunc",), help="show ids and texts in full")
+_QUIET_IDS = Option(flags=("-q", "--quiet"), help="show only ids")
+_IMAGE = Positional(name="IMAGE", help="an image name, for example debian or ghcr.io/org/tool:1.2", completes="image")
+_NO_LIMITS = "resource limits are not there yet, and one that is not enforced would be a promise broken"
+_NO_TERMINAL = "a cell has no terminal to type into; put the commands into the cell, under %%container IMAGE"
+
+RUN = Verb(
+    name="run",
+    summary="Run a command in a fresh container of an image",
+    description=(
+        "The container is a copy-on-write view of the image and is thrown away afterwards, unless it was given a name."
+        " Without COMMAND the image's own command runs."
+    ),
+    handler=_run,
+    positionals=(
+        Positional(
+            name="IMAGE",
+            help="an image name, pulled when it is not here; host is this machine's own file system",
+            completes="image",
+        ),
+        Positional(name="COMMAND", help="the command and its arguments, verbatim", count="rest"),
+    ),
+    options=(
+        Option(
+            flags=("--name",),
+            metavar="NAME",
+            help="give the container a name, and keep it afterwards",
+            read=read_choice("container name", r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", "analysis-1"),
+        ),
+        Option(flags=("--rm",), help="remove the container afterwards even if it has a name"),
+        Option(
+            flags=("-e", "--env"),
+            metavar="NAME[=VALUE]",
+            many=True,
+            help="set a variable; without a value, take the one it has here",
+            read=read_environment,
+        ),
+        Option(
+            flags=("-v", "--volume"),
+            metavar="HOST:CONTAINER[:ro]",
+            many=True,
+            help="show a folder or file of this machine in the container; the host side may start with ~ or .",
+            read=read_bind_mount,
+        ),
+        Option(
+            flags=("-w", "--workdir"),
+            metavar="FOLDER",
+            help="start in this folder of the container",
+            read=read_choice("working folder", r"/[^\0\n]*", "/data"),
+        ),
+        Option(
+            flags=("-u", "--user"),
+            metavar="USER[:GROUP]",
+            help="run as this user of the container: a name or a number",
+            read=read_choice("user", r"[^\s:]+(?::[^\s:]+)?", "1000:1000 or nobody"),
+        ),
+        Option(
+            flags=("--hostname",),
+            metavar="NAME",
+            help="the container's host name",
+            read=read_choice("host name", r"[a-zA-Z0-9](?:[a-zA-Z0-9.-]{0,61}[a-zA-Z0-9])?", "box-1"),
+        ),
+        Option(
+            flags=("--entrypoint",),
+            metavar="PROGRAM",
+            help='run this instead of the image\'s entry point; "" for none',
+        ),
+        Option(
+            flags=("--network",),
+            metavar="{none,host}",
+            choices=("none", "host"),
+            help="none (the default) or this machine's own network",
+        ),
+        Option(flags=("--read-only",), help="make the container's file system read-only"),
+        Option(
+            flags=("--pull",),
+            metavar="{missing,always,never}",
+            choices=("missing", "always", "never"),
+            help="when to ask the registry; missing is the default",
+        ),
+        _PLATFORM,
+        Option(
+            flags=("--timeout",),
+            metavar="TIME",
+            help="end every process after this time: seconds, or 1m30s",
+            read=read_duration,
+        ),
+        Option(
+            flags=("-s", "--shell"),
+            metavar="PROGRAM",
+            door="notebook",
+            help="what runs the cell's text, for example python3; sh when neither this nor a #! line is given",
+            read=_read_shell,
+            completes="shell",
+        ),
+        Option(
+            flags=("--out",),
+            metavar="VARIABLE",
+            door="notebook",
+            help="put standard output into this variable instead of showing it",
+            read=read_choice("variable", r"[^\W\d]\w*", "result"),
+        ),
+        Option(
+            flags=("--err",),
+            metavar="VARIABLE",
+            door="notebook",
+            help="the same for standard error",
+            read=read_choice("variable", r"[^\W\d]\w*", "errors"),
+        ),
+        Option(
+            flags=("--no-raise-error",),
+            door="notebook",
+            help="go on when the command fails; its code is in _exit_code",
+        ),
+        Option(
+            flags=("--expand",),
+            door="notebook",
+            help="replace {{name}} in the cell's text and in COMMAND by the variable, as it is",
+        ),
+        Option(flags=("-i", "--interactive"), door="terminal", help="pass standard input to the command"),
+        _QUIET_PULL,
+        Option(flags=("-i", "--interactive"), door="notebook", refusal=_NO_TERMINAL),
+        Option(flags=("-t", "--tty"), door="notebook", refusal=_NO_TERMINAL),
+        Option(flags=("-t", "--tty"), door="terminal", refusal="terminals are not there yet; -i passes standard input"),
+        Option(flags=("-d", "--detach"), refusal="containers that run on behind are not there yet"),
+        Option(
+            flags=("-p", "--publish"), metavar="PORTS", refusal="publishing ports is not there yet; try --network host"
+        ),
+        Option(flags=("-m", "--memory"), metavar="SIZE", refusal=_NO_LIMITS),
+        Option(flags=("--cpus",), metavar="NUMBER", refusal=_NO_LIMITS),
+        Option(flags=("--mount",), metavar="MOUNT", refusal="use -v HOST:CONTAINER[:ro]"),
+        Option(flags=("--privileged",), refusal="a sandbox that lets go of everything is not offered"),
+    ),
+    examples=(
+        "run debian cat /etc/os-release",
+        "run -e GREETING=hello --timeout 1m30s debian sh -c 'echo $GREETING'",
+        "run --name work --network host debian apt-get update",
+    ),
+)
+
+VERBS: tuple[Verb, ...] = (
+    RUN,
+    Verb(
+        name="pull",
+        summary="Fetch an image from its registry",
+        description="Layers that are here already are not fetched again. Docker's own credentials file is used.",
+        handler=_pull,
+        positionals=(_IMAGE,),
+        options=(_PLATFORM, _QUIET_PULL),
+        examples=("pull debian", "pull --platform linux/arm64 debian:12"),
+    ),
+    Verb(
+        name="images",
+        summary="List the images that are here",
+        handler=_images,
+        positionals=(
+            Positional(
+                name="IMAGE",
+                help="only this repository, or a pattern such as 'deb*'",
+                count="optional",
+                completes="stored",
+            ),
+        ),
+        options=(_QUIET_IDS, _NO_TRUNC, Option(flags=("--digests",), help="show manifest digests too")),
+        examples=("images", "images -q --no-trunc"),
+    ),
+    Verb(
+        name="rmi",
+        summary="Remove images",
+        description="Takes the name away; the image and its layers go with the last name that used them.",
+        handler=_remove_images,
+        positionals=(Positional(name="IMAGE", help="a name or an id", count="some", completes="stored"),),
+        options=(
+            Option(flags=("-f", "--force"), help="remove an id with all its names, and images in use by containers"),
+        ),
+        examples=("rmi debian:12",),
+    ),
+    Verb(
+        name="tag",
+        summary="Give an image another name",
+        handler=_tag,
+        positionals=(
+            Positional(name="IMAGE", help="an image that is here", completes="stored"),
+            Positional(name="NAME", help="its further name"),
+        ),
+        examples=("tag debian:12 class/base",),
+    ),
+    Verb(
+        name="inspect",
+        summary="Show everything known of an image or container",
+        description="One name answers an object, several a list of them.",
+        handler=_inspect,
+        positionals=(Positional(name="NAME", help="an image or a container", count="some", completes="either"),),
+        examples=("inspect debian",),
+    ),
+    Verb(
+        name="history",
+        summary="Show how an image was made, newest step first",
+        handler=_history,
+        positionals=(Positional(name="IMAGE", help="an image that is here", completes="stored"),),
+        options=(_NO_TRUNC,),
+        examples=("history debian",),
+    ),
+    Verb(
+        name="ps",
+        summary="List containers",
+        handler=_containers,
+        options=(Option(flags=("-a", "--all"), help="those that ended, too"), _QUIET_IDS, _NO_TRUNC),
+        examples=("ps -a",),
+        aliases=("ls",),
+    ),
+    Verb(
+        name="rm",
+        summary="Remove containers",
+        handler=_remove_containers,
+        positionals=(Positional(name="CONTAINER", help="a name or an id", count="some", completes="container"),),
+        options=(Option(flags=("-f", "--force"), help="end it first when it is running"),),
+        examples=("rm work",),
+    ),
+    Verb(
+        name="logs",
+        summary="Show what a kept container wrote",
+        handler=_logs,
+        positionals=(Positional(name="CONTAINER", help="a name or an id", completes="container"),),
+        options=(
+            Option(
+                flags=("-n", "--tail"),
+                metavar="N",
+                help="only the last N lines; all is the default",
+                read=_read_tail,
+            ),
+            Option(flags=("-t", "--timestamps"), help="put the time before each line"),
+        ),
+        examples=("logs --tail 20 work",),
+    ),
+    Verb(
+        name="df",
+        summary="Show what the local store takes",
+        handler=_disk_usage,
+        examples=("df",),
+    ),
+    Verb(
+        name="info",
+        summary="Show the status: the store, the runtime tier, the settings",
+        handler=_info,
+        examples=("info",),
+    ),
+    Verb(
+        name="doctor",
+        summary="Try what this machine can do, and say how to fix what it cannot",
+        description="Each line is a real attempt. Paste the report into a bug report.",
+        handler=_doctor,
+        examples=("doctor",),
+    ),
+    Verb(
+        name="version",
+        summary="Show the versions of this package and what it stands on",
+        handler=_version,
+        examples=("version",),
+    ),
+    Verb(
+        name="help",
+        summary="Show the verbs, or the help of one",
+        handler=_help,
+        positionals=(Positional(name="VERB", help="a verb", count="optional", completes="verb"),),
+        examples=("help", "help run"),
+    ),
+)
+
+
+# Help and reference
+
+
+def overview(door: Door, table: Sequence[Verb]) -> str:
+    """What ``help`` shows without a verb."""
+    prefix = PREFIX[door]
+    verbs = [(verb.name, verb.summary) for verb in table]
+    cell = (
+        "  %%container [OPTIONS] IMAGE                     run the cell below it in a fresh container\n"
+        "  %%container [OPTIONS] IMAGE COMMAND [ARG…]      give the cell to COMMAND as its input\n"
+        if door == "notebook"
+        else ""
+    )
+    plain = f"  {prefix:<48}show the status\n" if door == "notebook" else ""
+    return (
+        f"Run commands in copy-on-write containers: no daemon, no root.\n\nusage:\n{cell}  {prefix + ' VERB …':<48}"
+        f"one of the verbs below\n{plain}\nverbs:\n{columns(verbs)}\n\n"
+        f"{prefix} VERB -h shows the options of one. Images are named as everywhere: debian, python:3.12,\n"
+        "ghcr.io/org/tool, name@sha256:…; host is this machine's own file system, copy-on-write."
+    )
+
+
+def reference_markdown(further: Sequence[Verb] = ()) -> str:
+    """The reference page of the documentation; `further` are verbs that one door has of its own."""
+    known = (*VERBS, *further)
+    parts = [
+        "# Reference\n",
+        (
+            "Every verb works as `%container VERB` in a notebook and as `nbcontainer VERB` in a terminal."
+            " `%%container [OPTIONS] IMAGE [COMMAND ARG…]` takes the options of [`run`](#run): the cell is a script for"
+            " `sh`, for its `#!` line or for `--shell`; with a COMMAND it is the command's standard input."
+            " In a notebook, options and image names may name variables in braces, as in `-v {folder}:/data`;"
+            " a COMMAND is taken as it is.\n"
+        ),
+        "| Verb | |\n| --- | --- |",
+        "\n".join(f"| [`{verb.name}`](#{verb.name}) | {_cell(verb.summary)} |" for verb in known) + "\n",
+        *(_verb_markdown(verb) for verb in known),
+    ]
+    return "\n".join(parts)
+
+
+def _verb_markdown(verb: Verb) -> str:
+    line = usage(verb, verb.door or "notebook").partition(" ")[2]
+    parts = [f"## {verb.name}\n", f"{verb.summary}.\n", f"```\n{line}\n```\n"]
+    if verb.description:
+        parts.append(f"{verb.description}\n")
+    rows = [f"| `{positional.name}` | {_cell(positional.help)} |" for positional in verb.positionals]
+    rows += [
+        f"| `{_cell(option.label)}` | {_cell(option_help(option))}{_door_note(option.door)} |"
+        for option in verb.options
+        if not option.refusal
+    ]
+    if rows:
+        parts.append("| | |\n| --- | --- |\n" + "\n".join(rows) + "\n")
+    if verb.aliases:
+        parts.append(f"Also called {', '.join(f'`{alias}`' for alias in verb.aliases)}.\n")
+    if verb.examples:
+        prefix = PREFIX[verb.door or "notebook"]
+        parts.append("```\n" + "\n".join(f"{prefix} {example}" for example in verb.examples) + "\n```\n")
+    return "\n".join(parts)
+
+
+def _door_note(door: Door | None) -> str:
+    return f" ({door} only)" if door else ""
+
+
+def _cell(text: str) -> str:
+    """Text inside a markdown table."""
+    return text.replace("|", "\\|").replace("*", "\\*")

@@ -1,0 +1,136 @@
+"""What the engine answers: frozen values for people and programs. Drawing them is the doors' business."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from nbcontainer.model import Descriptor, Digest, HistoryEntry, ImageConfig
+
+__all__ = [
+    "ContainerDetail",
+    "ContainerSummary",
+    "DiskUsage",
+    "DiskUsageLine",
+    "HistoryLine",
+    "ImageDetail",
+    "ImageSummary",
+    "Info",
+    "LogLine",
+    "RemovedImage",
+    "Version",
+]
+
+ContainerState = Literal["created", "running", "exited", "dead"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSummary:
+    """One line of ``images``: `created` and `pulled` are unix seconds, `size` is bytes on disk when unpacked."""
+
+    reference: str
+    id: Digest | None
+    digest: Digest | None
+    platform: str
+    created: float | None
+    pulled: float | None
+    size: int
+    compressed_size: int
+    in_use: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDetail:
+    """``inspect IMAGE``: everything known of it."""
+
+    summary: ImageSummary
+    references: tuple[str, ...]
+    config: ImageConfig
+    layers: tuple[Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryLine:
+    """One line of ``history``, newest first; `size` is the compressed layer in bytes, 0 for an empty one."""
+
+    entry: HistoryEntry
+    layer: Digest | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovedImage:
+    """What ``rmi`` did: names taken away, and images, layers and bytes that went with the last name."""
+
+    untagged: tuple[str, ...]
+    deleted: tuple[Digest, ...]
+    freed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSummary:
+    """One line of ``ps``: times are unix seconds; `exit_code` is None while it runs or when nobody saw it end."""
+
+    id: str
+    name: str
+    image: str
+    command: tuple[str, ...]
+    state: ContainerState
+    created: float
+    finished: float | None = None
+    exit_code: int | None = None
+    reason: str = ""
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerDetail:
+    """``inspect CONTAINER``: the summary and the record as kept."""
+
+    summary: ContainerSummary
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """A piece of a container's output as it was written: `time` in unix seconds."""
+
+    time: float
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskUsageLine:
+    """One kind of thing in the store; `size` and `reclaimable` in bytes."""
+
+    kind: str
+    count: int
+    active: int
+    size: int
+    reclaimable: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskUsage:
+    """``df``: what the store holds, and what its file system has left, in bytes."""
+
+    root: str
+    lines: tuple[DiskUsageLine, ...]
+    free: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    """``info``, and the status that plain ``%container`` shows: ordered name/value pairs."""
+
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """``version``: ordered name/version pairs of this package and what it stands on."""
+
+    items: tuple[tuple[str, str], ...]

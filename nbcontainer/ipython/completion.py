@@ -1,0 +1,149 @@
+"""Tab completion on ``%container`` lines and on the first line of ``%%container`` cells.
+
+A matcher of IPython's second API, because only that one lets us say which piece of the line is completed: for
+``ubuntu:2`` the older hook is given the ``2`` alone. It asks the local store and a short list, never the network, and
+never raises: a broken store must not take completion away from the rest of the notebook.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import TYPE_CHECKING, Any
+
+from IPython.core import completer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from IPython.core.completer import CompletionContext, SimpleMatcherResult
+
+    from nbcontainer.engine.command_line import Verb
+    from nbcontainer.engine.door import Door
+
+__all__ = ["POPULAR", "complete_container", "completions"]
+
+_LINE = re.compile(r"(?:^|=)\s*%container\s(?P<rest>.*)$")
+_CELL = re.compile(r"^%%container\s(?P<rest>.*)$")
+POPULAR = (
+    "alpine",
+    "busybox",
+    "debian",
+    "fedora",
+    "gcc",
+    "golang",
+    "host",
+    "julia",
+    "node",
+    "python",
+    "r-base",
+    "rust",
+    "ubuntu",
+)
+"""Names offered beside those in the store, so that the first cell can be completed too."""
+
+_log = logging.getLogger(__name__)
+
+
+def _complete(context: CompletionContext) -> SimpleMatcherResult:
+    """Answer IPython; nothing at all on any other line."""
+    nothing: SimpleMatcherResult = {"completions": [], "suppress": False, "matched_fragment": ""}
+    found = _LINE.search(context.text_until_cursor)
+    cell = _CELL.match(context.text_until_cursor)
+    if cell is not None and context.full_text.lstrip().startswith("%%container"):
+        found = cell
+    if found is None:
+        return nothing
+    try:
+        fragment, words = completions(found["rest"], cell=found is cell)
+    except Exception:  # noqa: BLE001 - see the module's docstring
+        _log.debug("completion of %r failed", found["rest"], exc_info=True)
+        return nothing
+    offered = [completer.SimpleCompletion(word, type="container") for word in words]
+    return {"completions": offered, "suppress": bool(offered), "matched_fragment": fragment, "ordered": True}
+
+
+if hasattr(completer, "context_matcher"):
+    complete_container: Any = completer.context_matcher(priority=100)(_complete)
+else:  # IPython before 8.6 has no such matchers: no completion there
+    complete_container = _complete
+
+
+def completions(rest: str, *, cell: bool) -> tuple[str, list[str]]:
+    """The fragment before the cursor and the words that begin with it; `rest` is the line after the magic's name."""
+    from nbcontainer.engine.verbs import RUN, VERBS, find_verb
+
+    *before, fragment = re.split(r"\s+", rest.lstrip()) or [""]
+    if cell:
+        return fragment, _starting(fragment, _after_verb(RUN, [word for word in before if word != "run"], fragment))
+    if not before:
+        return fragment, _starting(fragment, [verb.name for verb in VERBS])
+    return fragment, _starting(fragment, _after_verb(find_verb(before[0], VERBS, "notebook"), before[1:], fragment))
+
+
+def _starting(fragment: str, words: Iterable[str]) -> list[str]:
+    return [word for word in dict.fromkeys(words) if word.startswith(fragment)]
+
+
+def _after_verb(verb: Verb, before: list[str], fragment: str, door: Door = "notebook") -> list[str]:
+    """What may stand after these words of a verb."""
+    positionals, waiting = 0, None
+    for word in before:
+        option = verb.option(word, door) if waiting is None else None
+        if waiting is not None:
+            waiting = None
+        elif option is not None and option.metavar:
+            waiting = option
+        elif not word.startswith("-"):
+            positionals += 1
+    if waiting is not None:
+        return [*waiting.choices, *_values(waiting.completes)]
+    if verb.takes_command and positionals >= len(verb.positionals) - 1:
+        return []
+    if fragment.startswith("-"):
+        return [flag for option in verb.offered(door) for flag in option.flags] + ["-h", "--help"]
+    place = min(positionals, len(verb.positionals) - 1)
+    if place < 0 or (positionals > place and verb.positionals[place].count not in {"any", "some"}):
+        return []
+    return _values(verb.positionals[place].completes)
+
+
+def _values(kind: str) -> list[str]:
+    if kind == "image":
+        return [*_stored(), *POPULAR]
+    if kind == "stored":
+        return _stored()
+    if kind == "container":
+        return _containers()
+    if kind == "either":
+        return _containers() + _stored()
+    if kind == "verb":
+        from nbcontainer.engine.verbs import VERBS
+
+        return [verb.name for verb in VERBS]
+    return ["bash", "node", "perl", "python3", "sh"] if kind == "shell" else []
+
+
+def _stored() -> list[str]:
+    """Names in the store as people type them, ``debian`` beside ``debian:latest``."""
+    from nbcontainer.model import Reference
+
+    names: list[str] = []
+    for image in _engine().images():
+        familiar = Reference.parse(image.reference).familiar if image.id else image.reference
+        names += [familiar.removesuffix(":latest"), familiar]
+    return sorted(set(names))
+
+
+def _containers() -> list[str]:
+    return [summary.name or summary.id[:12] for summary in _engine().containers(everything=True)]
+
+
+def _engine() -> Any:
+    from IPython.core.getipython import get_ipython
+
+    from nbcontainer.ipython.extension import get_engine
+    from nbcontainer.ipython.session import settings_of
+
+    shell: Any = get_ipython()
+    return get_engine(settings_of(shell.magics_manager.registry["ContainerMagics"]))

@@ -1,0 +1,148 @@
+"""Containers as values: what is asked (`RunOptions`), what will be done (`ContainerSpec`), what came (`RunResult`).
+
+A `ContainerSpec` is complete: any driver can execute it without asking the image, the host or the person again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NewType
+
+__all__ = [
+    "BindMount",
+    "ContainerId",
+    "ContainerSpec",
+    "ExitReason",
+    "Limits",
+    "Mount",
+    "MountKind",
+    "NetworkMode",
+    "PullPolicy",
+    "RunOptions",
+    "RunResult",
+]
+
+ContainerId = NewType("ContainerId", str)
+"""64 lower-case hex digits; the first twelve are shown and are the default host name."""
+
+NetworkMode = Literal["none", "host"]
+PullPolicy = Literal["missing", "always", "never"]
+ExitReason = Literal["exited", "signalled", "timeout", "interrupted", "lost"]
+MountKind = Literal["bind", "overlay", "tmpfs", "mask", "symlink"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindMount:
+    """A folder or file of the host shown inside, as typed after ``-v``."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """One mount as data: emitted by a snapshotter or by the bundle, performed by whoever sets the container up.
+
+    `target` is absolute inside the container. `source` is a path of the host (bind) or what a symlink points to.
+    `lower` lists overlay layers, topmost first, with `upper` and `work` empty for a read-only view. `idmapped` asks
+    for a clone whose ids are shifted into the container's user namespace, which only root can make. `volatile` skips
+    syncs: right for what is thrown away. A `mask` hides what is at `target`, if anything is.
+    """
+
+    kind: MountKind
+    target: str
+    source: str = ""
+    lower: tuple[str, ...] = ()
+    upper: str = ""
+    work: str = ""
+    read_only: bool = False
+    recursive: bool = False
+    idmapped: bool = False
+    volatile: bool = False
+    size: int = 0
+    mode: int = 0o755
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Resource limits; None is unlimited."""
+
+    pids: int | None = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerSpec:
+    """Everything a driver needs to run one container."""
+
+    id: ContainerId
+    argv: tuple[str, ...]
+    root: tuple[Mount, ...]
+    environment: tuple[str, ...] = ()
+    working_directory: str = "/"
+    user: str = ""
+    hostname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    network: NetworkMode = "none"
+    capabilities: tuple[str, ...] = ()
+    no_new_privileges: bool = True
+    seccomp: str = "default"
+    read_only_root: bool = False
+    limits: Limits = field(default_factory=Limits)
+    script: bytes | None = None
+    files: tuple[tuple[str, str], ...] = ()
+    extra_hosts: tuple[str, ...] = ()
+    resolv_conf: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What a person may ask of a run, in docker's words; None or empty means the image's or the engine's default."""
+
+    name: str = ""
+    remove: bool | None = None
+    environment: tuple[str, ...] = ()
+    volumes: tuple[BindMount, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    hostname: str = ""
+    entrypoint: tuple[str, ...] | None = None
+    network: NetworkMode | None = None
+    read_only: bool = False
+    pull: PullPolicy = "missing"
+    platform: str = ""
+    timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a finished container left: output as bytes kept (or empty when it was streamed away), code, reason.
+
+    `exit_code` is the command's own, or 128 + n when signal n ended it. `duration` is wall time in seconds
+    from request to exit.
+    """
+
+    id: ContainerId
+    image: str
+    argv: tuple[str, ...]
+    exit_code: int
+    reason: ExitReason
+    duration: float
+    stdout_bytes: bytes = b""
+    stderr_bytes: bytes = b""
+    detail: str = ""
+
+    @property
+    def stdout(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """Standard error as text; bytes that are not UTF-8 become U+FFFD."""
+        return self.stderr_bytes.decode(errors="replace")
+
+    @property
+    def ok(self) -> bool:
+        """True when the command ended by itself with code 0."""
+        return self.reason == "exited" and self.exit_code == 0

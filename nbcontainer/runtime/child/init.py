@@ -1,0 +1,239 @@
+"""A container-to-be: PID 1 in fresh namespaces with its stage built, and beside it the command-to-be.
+
+Both are made while nobody waits. A request then goes straight to the second one, which mounts the root, drops
+everything and executes; PID 1 keeps the control socket, reaps, forwards signals, reports the exit, and by its own end
+ends every process of the container. PID 1 is an interpreter of the machine, so it is closed to the container: not
+dumpable (no /proc/1/exe, CVE-2019-5736), no capability but KILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+from dataclasses import dataclass
+from typing import NoReturn
+
+from nbcontainer._linux import processes, syscalls
+from nbcontainer.runtime.child import setup, stage
+from nbcontainer.runtime.protocol import Exited, Failed, ProtocolError, Run, Signal, Started, encode, receive, send
+
+__all__ = ["Prepared", "Settings", "prepare"]
+
+_NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
+_CAP_KILL = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every container of this launcher has in common."""
+
+    private_network: bool
+    single_id: bool
+    last_capability: int
+    capabilities: frozenset[int]
+    filters: dict[str, bytes]
+    cgroup: str
+
+
+class Prepared:
+    """The launcher's hold on a container-to-be."""
+
+    def __init__(self, pid: int, pidfd: int, to_init: socket.socket, to_command: socket.socket) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self._to_init = to_init
+        self._to_command = to_command
+
+    def start(self, request: Run, fds: list[int]) -> None:
+        """Hand the request over: the control socket to PID 1, everything to the command's process."""
+        socket.send_fds(self._to_init, [b"."], fds[:1])
+        send(self._to_command, request, tuple(fds))
+
+    def close(self) -> None:
+        """Let go; PID 1 of one that was never started ends."""
+        os.close(self.pidfd)
+        self._to_init.close()
+        self._to_command.close()
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Clone into new namespaces and start building there; returns at once."""
+    to_init, init_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    to_command, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    flags = _NAMESPACES | (processes.CLONE_NEWNET if settings.private_network else 0)
+    try:
+        pid, pidfd = processes.clone_into(flags)
+    except OSError:
+        for end in (to_init, init_end, to_command, command_end):
+            end.close()
+        raise
+    if pid:
+        init_end.close()
+        command_end.close()
+        return Prepared(pid, pidfd, to_init, to_command)
+    try:
+        _become_init(settings, init_end, command_end)
+    finally:
+        os._exit(125)
+
+
+def _become_init(settings: Settings, requests: socket.socket, commands: socket.socket) -> NoReturn:
+    processes.die_with_parent()
+    processes.hide_from_tracers()
+    _keep_only(requests.fileno(), commands.fileno())
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    processes.new_session_keyring()
+    if settings.cgroup:
+        processes.write_text(f"{settings.cgroup}/cgroup.procs", "0")
+    syscalls.unshare(processes.CLONE_NEWCGROUP)
+    problem = ""
+    try:
+        stage.build_trees(private_network=settings.private_network, tty_group=not settings.single_id)
+    except OSError as trouble:
+        problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
+    wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.signal(signal.SIGCHLD, _note)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)  # before the fork: the command may end first
+    command = os.fork()
+    if command == 0:
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            requests.close()
+            os.close(wake_read)
+            os.close(wake_write)
+            _become_command(settings, commands, problem)
+        finally:
+            os._exit(125)
+    commands.close()
+    os.chdir("/")
+    processes.set_capabilities(frozenset({_CAP_KILL}))
+    _watch(command, requests, wake_read)
+    os._exit(0)
+
+
+def _keep_only(*kept: int) -> None:
+    """Close every descriptor but standard ones and `kept`; point the standard ones at nothing."""
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for standard in range(3):
+        os.dup2(null, standard)
+    os.close(null)
+    previous = 2
+    for fd in sorted(kept):
+        if fd > previous + 1:
+            syscalls.close_range(previous + 1, fd - 1)
+        previous = fd
+    syscalls.close_range(previous + 1)
+
+
+def _note(number: int, frame: object) -> None:
+    """Do nothing: having a handler is what makes the wake-up descriptor readable."""
+
+
+def _watch(command: int, requests: socket.socket, wake: int) -> None:
+    """PID 1's life: reap orphans, pass signals on, report the command's end; return when all should end."""
+    control: socket.socket | None = None
+    poll = select.poll()
+    poll.register(requests, select.POLLIN)
+    poll.register(wake, select.POLLIN)
+    while True:
+        for fd, _ in poll.poll():
+            if fd == wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wake, 4096)
+                status = _reap(command)
+                if status is not None:
+                    if control is not None:
+                        with contextlib.suppress(OSError):
+                            send(control, Exited(status))
+                    return
+            elif fd == requests.fileno():
+                poll.unregister(requests)
+                _, fds, _, _ = socket.recv_fds(requests, 16, 4)
+                if not fds:
+                    return
+                control = socket.socket(fileno=fds[0])
+                poll.register(control, select.POLLIN)
+            elif control is not None and not _obey(control, command):
+                return
+
+
+def _reap(command: int) -> int | None:
+    """Collect every ended child; the wait status of the command when it was among them."""
+    found = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if pid == 0:
+            return found
+        if pid == command:
+            found = status
+
+
+def _obey(control: socket.socket, command: int) -> bool:
+    """Do what the engine says; False when everything should end (it said so, or it is gone)."""
+    try:
+        received = receive(control)
+    except (OSError, ProtocolError):
+        return False
+    if received is None or not isinstance(received[0], Signal) or received[0].everything:
+        return False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(command, received[0].number)
+    return True
+
+
+def _become_command(settings: Settings, commands: socket.socket, problem: str) -> NoReturn:
+    os.setsid()
+    processes.drop_bounding_set(settings.capabilities, settings.last_capability)
+    received = receive(commands)
+    if received is None:
+        os._exit(125)
+    request, fds = received
+    if not isinstance(request, Run):
+        os._exit(125)
+    commands.close()
+    control = socket.socket(fileno=fds[0])
+    try:
+        if problem:
+            raise setup.SetupError(problem)
+        syscalls.sethostname(request.hostname)
+        root = setup.build_root(request, fds)
+        started = encode(Started())
+        setup.enter_root(root)
+        os.close(root)
+        for fd in fds[4:]:
+            os.close(fd)
+        setup.execute(
+            request,
+            _filter(settings, request.filter),
+            (fds[1], fds[2], fds[3]),
+            lambda: control.sendall(started),
+            may_set_groups=not settings.single_id,
+        )
+    except setup.SetupError as trouble:
+        _report(control, str(trouble), trouble.exit_code)
+    except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+        _report(control, f"the container could not be set up: {type(trouble).__name__}: {trouble}", 125)
+    os._exit(125)
+
+
+def _filter(settings: Settings, name: str) -> bytes:
+    """The filter of that name; there is none for a name we were not given, and without one nothing runs."""
+    program = settings.filters.get(name)
+    if not program:
+        raise setup.SetupError(f"system-call filter {name!r} is not among those this launcher was started with")
+    return program
+
+
+def _report(control: socket.socket, message: str, exit_code: int) -> None:
+    with contextlib.suppress(OSError):
+        send(control, Failed("ContainerStartError", message, exit_code))

@@ -1,0 +1,388 @@
+"""The launcher: one single-threaded process that owns the user namespace in which everything runs.
+
+The engine's process (a notebook kernel with a dozen threads) can neither fork into Python nor unshare; this one can.
+Its life: enter a new user and mount namespace, wait until the engine has written the id maps, attach the stage, keep
+a few containers-to-be ready, and answer `Run` and `Task` requests until the engine's socket closes, by whatever
+death. Then it ends everything it started.
+
+Processes below it: the *janitor* (removes the writable layers of ended containers), *tasks* (a function of this
+package run inside the namespace), and for each container an *init* (PID 1) with the *command*.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import gc
+import importlib
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from nbcontainer._linux import mounts, processes, syscalls
+from nbcontainer.errors import NbcontainerError
+from nbcontainer.runtime.child import init, stage
+from nbcontainer.runtime.protocol import (
+    Accepted,
+    Configure,
+    Done,
+    Failed,
+    Mapped,
+    ProtocolError,
+    Ready,
+    Run,
+    Task,
+    Unshared,
+    receive,
+    send,
+)
+
+__all__ = ["main"]
+
+_STAGE = "run"
+_PACKAGE = "nbcontainer."
+_MOST_DEATHS = 20
+"""Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
+_CALM = 25
+"""Milliseconds without a request after which the pool is filled."""
+
+
+def main(fd: int) -> NoReturn:
+    """Serve the engine at the other end of `fd` until it goes away."""
+    channel = socket.socket(fileno=fd)
+    os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
+    try:
+        configuration = _first(channel)
+        _import_everything(configuration.modules)
+        _enter_user_namespace(channel, configuration)
+        launcher = Launcher(channel, configuration)
+    except (OSError, ProtocolError) as problem:
+        with contextlib.suppress(OSError):
+            send(channel, Failed("UnsupportedHost", f"the launcher could not set itself up: {problem}"))
+        os._exit(1)
+    send(channel, Ready())
+    launcher.serve()
+    os._exit(0)
+
+
+def _first(channel: socket.socket) -> Configure:
+    received = receive(channel)
+    if received is None or not isinstance(received[0], Configure):
+        raise ProtocolError("expected Configure")
+    return received[0]
+
+
+def _import_everything(modules: list[str]) -> None:
+    """Load what will be used later; from inside the namespace the files may be out of reach."""
+    for codec in ("ascii", "latin-1", "utf-8"):
+        codecs.lookup(codec)
+    for module in modules:
+        importlib.import_module(module)
+    sys.meta_path.clear()
+
+
+def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> None:
+    """Unshare, have the maps written, and attach the stage over the store's run directory.
+
+    The current directory is the way there: it follows into the new mount namespace, whether or not container root may
+    walk the folders above it.
+    """
+    os.chdir(os.path.join(configuration.store, _STAGE))
+    syscalls.unshare(processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
+    send(channel, Unshared(os.getpid()))
+    received = receive(channel)
+    if received is None or not isinstance(received[0], Mapped):
+        raise ProtocolError("expected Mapped")
+    fds = received[1]
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
+    mounts.mount("tmpfs", ".", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=755,size=1m")
+    here = _reopen_here()
+    os.fchdir(here)
+    os.close(here)
+    for name in stage.DIRECTORIES:
+        os.mkdir(name, 0o755)
+    if fds:
+        _attach(fds[0], "store")
+        for number, tree in enumerate(fds[1:]):
+            os.mkdir(f"host/{number}", 0o755)
+            _attach(tree, f"host/{number}")
+    else:
+        _attach(mounts.clone_tree(mounts.AT_FDCWD, configuration.store), "store")
+
+
+def _reopen_here() -> int:
+    """The current directory again, from its mount point: what has been mounted on it becomes visible."""
+    parent = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return os.open(_STAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
+def _attach(tree: int, target: str) -> None:
+    target_fd = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        mounts.move_tree(tree, target_fd)
+    finally:
+        os.close(target_fd)
+        os.close(tree)
+
+
+class Launcher:
+    """The serving loop and what it keeps: containers-to-be, running containers, the janitor."""
+
+    def __init__(self, channel: socket.socket, configuration: Configure) -> None:
+        self._channel = channel
+        self._configuration = configuration
+        self._filters = {name: bytes.fromhex(text) for name, text in configuration.filters.items()}
+        self._ready: list[init.Prepared] = []
+        self._broken = False
+        self._died_waiting = 0
+        self._running: dict[int, str] = {}
+        self._cgroups: dict[int, str] = {}
+        self._serial = 0
+        self._last_capability = processes.last_capability()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, _note)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(ignored, signal.SIG_IGN)
+        self._leave_own_cgroup()
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        self._janitor = self._start_janitor()
+
+    def serve(self) -> None:
+        """Answer requests until the engine is gone, then end everything."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        while True:
+            events = poll.poll(_CALM if self._lacking() else None)
+            if not events:
+                self._refill()
+                continue
+            for fd, _ in events:
+                if fd == self._wake_read:
+                    self._reap()
+                    continue
+                try:
+                    received = receive(self._channel)
+                except ProtocolError:  # one bad message must not end every container
+                    continue
+                if received is None:
+                    self._end()
+                    return
+                message, fds = received
+                try:
+                    self._answer(message, fds)
+                finally:
+                    for each in fds:
+                        os.close(each)
+            if not self._ready:
+                self._refill()
+
+    def _answer(self, message: object, fds: list[int]) -> None:
+        if not fds:
+            return
+        control = socket.socket(fileno=os.dup(fds[0]))
+        try:
+            if isinstance(message, Run):
+                self._run(message, control, fds)
+            elif isinstance(message, Task):
+                self._task(message, control, fds)
+        except OSError as problem:
+            with contextlib.suppress(OSError):
+                send(control, Failed("UnsupportedHost", f"a container could not be prepared: {problem}"))
+        finally:
+            control.close()
+
+    # --- containers -------------------------------------------------------------------------------------------------
+
+    def _run(self, request: Run, control: socket.socket, fds: list[int]) -> None:
+        prepared = None
+        if request.network == "none":
+            prepared = self._ready.pop() if self._ready else self._prepare("none")
+        else:
+            prepared = self._prepare(request.network)
+        self._running[prepared.pid] = request.scratch
+        try:
+            with contextlib.suppress(OSError):  # the engine may be gone already; its silence ends the container
+                send(control, Accepted(prepared.pid), (prepared.pidfd,))
+            prepared.start(request, fds)
+        except OSError as problem:  # it died while it waited
+            with contextlib.suppress(OSError):
+                send(control, Failed("ContainerStartError", f"a prepared container had died: {problem}"))
+        finally:
+            prepared.close()
+
+    def _prepare(self, network: str) -> init.Prepared:
+        self._serial += 1
+        cgroup = self._new_cgroup()
+        settings = init.Settings(
+            private_network=network != "host",
+            single_id=self._configuration.single_id,
+            last_capability=self._last_capability,
+            capabilities=frozenset(self._configuration.capabilities),
+            filters=self._filters,
+            cgroup=cgroup,
+        )
+        prepared = init.prepare(settings)
+        if cgroup:
+            self._cgroups[prepared.pid] = cgroup
+        return prepared
+
+    def _lacking(self) -> bool:
+        return not self._broken and len(self._ready) < self._configuration.pool_size
+
+    def _refill(self) -> None:
+        """Prepare one container more.
+
+        It takes the same locks of the kernel (mounts, network namespaces) as the container that has just been asked
+        for, so it waits for a calm moment, unless there is none left.
+        """
+        if self._lacking():
+            try:
+                self._ready.append(self._prepare("none"))
+            except OSError:
+                self._broken = True  # the next request will meet the same problem and report it
+
+    def _reap(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._forget(pid)
+
+    def _forget(self, pid: int) -> None:
+        cgroup = self._cgroups.pop(pid, "")
+        if cgroup:
+            with contextlib.suppress(OSError):
+                os.rmdir(cgroup)
+        scratch = self._running.pop(pid, "")
+        if scratch:
+            with contextlib.suppress(OSError):
+                self._janitor.send(os.fsencode(scratch))
+        for prepared in [each for each in self._ready if each.pid == pid]:
+            self._ready.remove(prepared)
+            prepared.close()
+            self._died_waiting += 1
+            self._broken = self._died_waiting >= _MOST_DEATHS
+
+    # --- cgroups ----------------------------------------------------------------------------------------------------
+
+    def _leave_own_cgroup(self) -> None:
+        """Move into a leaf of the subtree the engine gave us, so that siblings can have limits (cgroups(7), v2)."""
+        root = self._configuration.cgroup
+        if not root:
+            return
+        leaf = os.path.join(root, "launcher")
+        try:
+            os.mkdir(leaf, 0o755)
+            processes.write_text(f"{leaf}/cgroup.procs", "0")
+            if os.path.exists(f"{root}/cgroup.subtree_control"):
+                processes.write_text(f"{root}/cgroup.subtree_control", "+pids")
+        except OSError as problem:
+            raise OSError(f"cgroup {root} was given but cannot be used: {problem}") from problem
+
+    def _new_cgroup(self) -> str:
+        root = self._configuration.cgroup
+        if not root:
+            return ""
+        path = os.path.join(root, f"c{self._serial}")
+        os.mkdir(path, 0o755)
+        processes.write_text(f"{path}/pids.max", str(self._configuration.pids_limit or "max"))
+        return path
+
+    # --- tasks ------------------------------------------------------------------------------------------------------
+
+    def _task(self, request: Task, control: socket.socket, fds: list[int]) -> None:
+        pid = os.fork()
+        if pid:
+            return
+        status = 1
+        try:
+            self._become_helper()
+            for prepared in self._ready:
+                prepared.close()
+            self._channel.close()
+            status = _perform(request, control, fds[1:])
+        finally:
+            os._exit(status)
+
+    def _become_helper(self) -> None:
+        processes.die_with_parent()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        gc.enable()
+
+    def _start_janitor(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            return ours
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            ours.close()
+            self._channel.close()
+            _tidy(theirs)
+        finally:
+            os._exit(0)
+
+    def _end(self) -> None:
+        """The engine is gone: every container dies, their writable layers are removed, cgroups too."""
+        for pid in [*self._running, *(prepared.pid for prepared in self._ready)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in [*self._running, *(prepared.pid for prepared in self._ready)]:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+            self._forget(pid)
+        self._janitor.close()
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
+
+
+def _note(number: int, frame: object) -> None:
+    """A handler that does nothing: being one makes the wake-up descriptor readable."""
+
+
+def _perform(request: Task, control: socket.socket, fds: list[int]) -> int:
+    """Call the function a task names; its errors travel by class name."""
+    module, _, function = request.target.partition(":")
+    try:
+        if module not in sys.modules or not module.startswith(_PACKAGE):
+            raise ProtocolError(f"{module} is not among the modules this launcher was started with")
+        served = getattr(sys.modules[module], function)
+        send(control, Done(served(request.arguments, fds)))
+        return 0
+    except NbcontainerError as problem:
+        send(control, Failed(type(problem).__name__, str(problem)))
+    except MemoryError:
+        send(control, Failed("StorageError", f"{request.target} ran out of memory"))
+    except Exception as problem:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+        send(control, Failed("NbcontainerError", f"{request.target} failed: {type(problem).__name__}: {problem}"))
+    return 1
+
+
+def _tidy(requests: socket.socket) -> None:
+    """The janitor's life: remove the directories it is told of, until the launcher is gone."""
+    sys.setrecursionlimit(20_000)
+    while path := requests.recv(4096):
+        with contextlib.suppress(OSError):
+            shutil.rmtree(os.fsdecode(path), ignore_errors=True)

@@ -1,0 +1,396 @@
+"""Setting one container up: perform the operations, pivot, drop everything, execute.
+
+Runs in the container's first process, still with all capabilities of the user namespace, current directory on the
+stage. Long because order is the point; each phase says what it relies on. Every access to the new root goes by
+directory descriptor and openat2, never by a joined string: the image is a stranger's (runc's CVEs of this class are
+the reason).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from nbcontainer._linux import mounts, processes, syscalls
+from nbcontainer.runtime.child import accounts, stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbcontainer.runtime.protocol import Run
+
+__all__ = ["SetupError", "build_root", "enter_root", "execute"]
+
+_IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
+_NO_LINKS = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+NULL_IN_ROOT = "dev/null"
+
+
+class SetupError(Exception):
+    """The container could not be started; carries docker's exit code (125, 126, 127)."""
+
+    def __init__(self, message: str, exit_code: int = 125) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+# --- the root -------------------------------------------------------------------------------------------------------
+
+
+def build_root(request: Run, fds: list[int]) -> int:
+    """Perform the operations; return a descriptor of the finished root."""
+    root = -1
+    for step in request.operations:
+        kind = step["op"]
+        try:
+            if root < 0:
+                root = _first_mount(step)
+            else:
+                _PERFORM[kind](root, step, fds)
+        except OSError as problem:
+            where = step.get("target") or step.get("path") or "/"
+            raise SetupError(f"{kind} at {where}: {_explain(problem, step)}") from problem
+    if root < 0:
+        raise SetupError("the request has no root file system")
+    if request.read_only_root:
+        mounts.set_attributes(root, mounts.MOUNT_ATTR_RDONLY)
+    return root
+
+
+def _explain(problem: OSError, step: dict[str, Any]) -> str:
+    text = problem.strerror or str(problem)
+    if problem.errno == errno.ENOENT and step["op"] == "bind":
+        return f"{step['source']} does not exist on this machine"
+    if problem.errno == errno.ELOOP and step["op"] == "bind":
+        return f"a symbolic link has appeared in {step['source']} since it was checked; refused"
+    if problem.errno in (errno.ELOOP, errno.EXDEV):
+        return f"the image has a symbolic link there, which could lead out of the container; refused ({text})"
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}; free some space or move the store (NBCONTAINER_ROOT)"
+    return text
+
+
+def _first_mount(step: dict[str, Any]) -> int:
+    if step["op"] == "overlay":
+        _mount_overlay("root", step)
+    elif step["op"] == "tmpfs":
+        mounts.mount("tmpfs", "root", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=755,size=64m")
+    else:
+        raise SetupError(f"a root cannot start with {step['op']}")
+    return os.open("root", _DIRECTORY | os.O_CLOEXEC)
+
+
+def _mount_overlay(target: str, step: dict[str, Any]) -> None:
+    lower, upper, work = step["lower"], step["upper"], step["work"]
+    if upper:
+        _make_upper(lower[0], upper, work)
+    flags = ["userxattr", "volatile"] if step["volatile"] and upper else ["userxattr"]
+    options = f"lowerdir={':'.join(_escape(layer) for layer in lower)}"
+    if upper:
+        options += f",upperdir={_escape(upper)},workdir={_escape(work)}"
+    options += "," + ",".join(flags)
+    if len(os.fsencode(options)) < 4000 and (upper or len(lower) > 1):
+        mounts.mount("overlay", target, "overlay", mounts.MS_NODEV, options)
+        return
+    tree = mounts.new_overlay(tuple(lower), upper, work, tuple(flags))
+    try:
+        target_fd = os.open(target, _DIRECTORY | os.O_CLOEXEC)
+        try:
+            mounts.move_tree(tree, target_fd)
+        finally:
+            os.close(target_fd)
+    finally:
+        os.close(tree)
+
+
+def _escape(path: str) -> str:
+    return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def _make_upper(top: str, upper: str, work: str) -> None:
+    """Make the writable layer; its root takes the mode of the layer below, which the merged root would show."""
+    for path in (upper, work):
+        try:
+            os.mkdir(path, 0o755)
+        except FileNotFoundError:
+            os.makedirs(path, 0o755)
+        except FileExistsError:
+            if path == upper:
+                return
+    os.chmod(upper, stat.S_IMODE(os.stat(top).st_mode))
+
+
+def _ensure_directory(root: int, path: str, resolve: int = _IN_ROOT) -> int:
+    """A descriptor of the directory `path` below `root`, made if it is not there."""
+    relative = path.strip("/") or "."
+    try:
+        return syscalls.openat2(root, relative, _DIRECTORY, resolve=resolve)
+    except FileNotFoundError:
+        pass
+    parent, _, name = relative.rpartition("/")
+    parent_fd = _ensure_directory(root, parent, resolve) if parent else os.dup(root)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o755, dir_fd=parent_fd)
+    finally:
+        os.close(parent_fd)
+    return syscalls.openat2(root, relative, _DIRECTORY, resolve=resolve)
+
+
+def _ensure_file(root: int, path: str) -> int:
+    """A descriptor of the file `path` below `root`, made empty if it is not there; a dangling link is replaced."""
+    relative = path.strip("/")
+    try:
+        return syscalls.openat2(root, relative, os.O_PATH, resolve=_IN_ROOT)
+    except FileNotFoundError:
+        pass
+    parent, _, name = relative.rpartition("/")
+    parent_fd = _ensure_directory(root, parent) if parent else os.dup(root)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=parent_fd)
+        os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent_fd))
+        return syscalls.openat2(parent_fd, name, os.O_PATH | os.O_NOFOLLOW, resolve=_NO_LINKS)
+    finally:
+        os.close(parent_fd)
+
+
+def _attach(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    """Move a prepared tree in; its target may be no link, whoever made the image (CVE-2019-19921)."""
+    target = _ensure_directory(root, step["target"], _NO_LINKS)
+    try:
+        tree = os.open(step["tree"], _DIRECTORY | os.O_CLOEXEC)
+        try:
+            mounts.move_tree(tree, target)
+        finally:
+            os.close(tree)
+    finally:
+        os.close(target)
+
+
+def _overlay(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    target = _ensure_directory(root, step["target"], _NO_LINKS)
+    try:
+        _mount_overlay(f"/proc/self/fd/{target}", step)
+    finally:
+        os.close(target)
+
+
+def _tmpfs(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    target = _ensure_directory(root, step["target"])
+    try:
+        flags = mounts.MS_NOSUID | mounts.MS_NODEV | (mounts.MS_RDONLY if step["read_only"] else 0)
+        size = f",size={step['size']}" if step["size"] else ""
+        mounts.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", flags, f"mode={step['mode']:o}{size}")
+    finally:
+        os.close(target)
+
+
+def _bind(root: int, step: dict[str, Any], fds: list[int]) -> None:
+    made_outside = step["fd"] >= 0
+    tree = fds[step["fd"]] if made_outside else mounts.clone_exactly(step["source"], recursive=step["recursive"])
+    try:
+        attributes = mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV
+        attributes |= mounts.MOUNT_ATTR_RDONLY if step["read_only"] else 0
+        mounts.set_attributes(tree, attributes, recursive=step["recursive"])
+        is_directory = stat.S_ISDIR(os.stat(tree).st_mode)
+        target = _ensure_directory(root, step["target"]) if is_directory else _ensure_file(root, step["target"])
+        try:
+            mounts.move_tree(tree, target)
+        finally:
+            os.close(target)
+    finally:
+        if not made_outside:
+            os.close(tree)
+
+
+def _generated(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    """Show a file of ours at a path of the image; without an /etc there is nobody to read it."""
+    name = step["target"].strip("/").replace("/", "-")
+    source = f"gen/{name}"
+    _write_new(source, step["text"], 0o644)
+    target = _ensure_file(root, step["target"])
+    try:
+        mounts.mount(source, f"/proc/self/fd/{target}", "", mounts.MS_BIND)
+    finally:
+        os.close(target)
+
+
+def _write_new(path: str, text: str, mode: int, directory: int | None = None) -> None:
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        view = memoryview(os.fsencode(text))
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
+
+
+def _write(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    parent, _, name = step["path"].rpartition("/")
+    parent_fd = syscalls.openat2(root, parent, _DIRECTORY, resolve=_NO_LINKS)
+    try:
+        _write_new(name, step["text"], step["mode"], parent_fd)
+    finally:
+        os.close(parent_fd)
+
+
+def _mask(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    try:
+        target = syscalls.openat2(root, step["target"].strip("/"), os.O_PATH, resolve=_IN_ROOT)
+    except OSError:
+        return  # nothing there, or nothing this container could reach either
+    try:
+        directory = stat.S_ISDIR(os.stat(target).st_mode)
+        stage.cover(f"/proc/self/fd/{target}", null="/dev/null", directory=directory)
+    finally:
+        os.close(target)
+
+
+def _symlink(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.symlink(step["source"], step["target"].strip("/"), dir_fd=root)
+
+
+_PERFORM: dict[str, Callable[[int, dict[str, Any], list[int]], None]] = {
+    "attach": _attach,
+    "bind": _bind,
+    "generated": _generated,
+    "mask": _mask,
+    "overlay": _overlay,
+    "symlink": _symlink,
+    "tmpfs": _tmpfs,
+    "write": _write,
+}
+
+
+def enter_root(root: int) -> None:
+    """Make `root` the root of this mount namespace and let go of the machine's own (pivot_root(2), "." over ".")."""
+    os.fchdir(root)
+    mounts.pivot_root(".", ".")
+    mounts.unmount(".", mounts.MNT_DETACH)
+    os.chdir("/")
+
+
+# --- from here on the root is the container's; nothing is imported, decoded or looked up by libraries of the image
+
+
+def execute(
+    request: Run,
+    program_filter: bytes,
+    stdio: tuple[int, int, int],
+    announce: Callable[[], None],
+    *,
+    may_set_groups: bool,
+) -> None:
+    """Become the command: user, directory, descriptors, capabilities, filter, execve. Returns only by raising."""
+    try:
+        account = accounts.resolve(request.user, may_set_groups=may_set_groups)
+    except accounts.AccountError as problem:
+        raise SetupError(str(problem), 126) from problem
+    environment = _environment(request, account)
+    for target, source in enumerate(stdio):
+        os.dup2(source, target, inheritable=True)
+        _give(target, account)
+    os.umask(0o022)
+    _make_working_directory(request.working_directory)
+    _become(account, request.user)
+    _enter_working_directory(request.working_directory)
+    program = _find_program(request.argv[0], environment)
+    if account.uid == 0:
+        processes.set_capabilities(frozenset(request.capabilities))
+    if request.no_new_privileges:
+        processes.forbid_new_privileges()
+    processes.load_filter(program_filter)
+    announce()
+    try:
+        os.execve(program, request.argv, environment)
+    except OSError as problem:
+        raise _cannot_execute(request.argv[0], problem) from problem
+
+
+def _environment(request: Run, account: accounts.Account) -> dict[str, str]:
+    environment = {"PATH": _DEFAULT_PATH, "HOSTNAME": request.hostname, "HOME": account.home}
+    environment.update(entry.partition("=")[::2] for entry in request.environment)
+    return environment
+
+
+def _give(fd: int, account: accounts.Account) -> None:
+    """Let the command open its own pipes by name (``/dev/stdout``): the kernel asks for their owner."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        with contextlib.suppress(OSError):  # a pipe of somebody else's, or an id outside the map: it works by number
+            os.fchown(fd, account.uid, account.gid)
+
+
+def _become(account: accounts.Account, asked: str) -> None:
+    try:
+        if account.groups is not None:
+            os.setgroups(account.groups)
+        os.setresgid(account.gid, account.gid, account.gid)
+        if account.uid != 0:
+            os.setresuid(account.uid, account.uid, account.uid)
+    except OSError as problem:
+        raise SetupError(
+            f"user {asked or '0'!r} ({account.uid}:{account.gid}) cannot be used: the id is outside this machine's"
+            f" range for containers ({problem.strerror}); run as root (--user 0), or see `%container doctor` for"
+            " subordinate ids",
+            126,
+        ) from problem
+
+
+def _make_working_directory(path: str) -> None:
+    try:
+        os.makedirs(path, 0o755, exist_ok=True)
+    except FileExistsError as problem:
+        raise SetupError(
+            f"working directory {path} is a file in this image; choose another with --workdir"
+        ) from problem
+    except OSError as problem:
+        raise SetupError(f"working directory {path} cannot be made: {problem.strerror}") from problem
+
+
+def _enter_working_directory(path: str) -> None:
+    """Change there, and check that it is below the root: a path through /proc/self/fd would not be (CVE-2024-21626)."""
+    try:
+        os.chdir(path)
+        here = os.getcwd()
+    except OSError as problem:
+        raise SetupError(f"working directory {path} cannot be entered: {problem.strerror}", 126) from problem
+    if not here.startswith("/"):
+        raise SetupError(f"working directory {path} lies outside the container; refused")
+
+
+def _find_program(name: str, environment: dict[str, str]) -> str:
+    if not name:
+        raise SetupError("the command is empty", 127)
+    if "/" in name:
+        return name
+    denied = False
+    for folder in environment.get("PATH", _DEFAULT_PATH).split(":"):
+        candidate = f"{folder or '.'}/{name}"
+        try:
+            mode = os.stat(candidate).st_mode
+        except OSError:
+            continue
+        if stat.S_ISREG(mode):
+            if os.access(candidate, os.X_OK, effective_ids=True):
+                return candidate
+            denied = True
+    if denied:
+        raise SetupError(f"command {name!r} is found in $PATH but is not executable", 126)
+    raise SetupError(f"command {name!r} is not found in $PATH of the image", 127)
+
+
+def _cannot_execute(name: str, problem: OSError) -> SetupError:
+    if problem.errno == errno.ENOENT:
+        return SetupError(f"command {name!r} is not in the image (or its interpreter is not)", 127)
+    if problem.errno == errno.ENOEXEC:
+        return SetupError(f"command {name!r} is not a program for this machine: wrong architecture, or no #! line", 126)
+    return SetupError(f"command {name!r} cannot be executed: {problem.strerror}", 126)

@@ -1,0 +1,171 @@
+"""The seam between engine and execution: whoever can run a `ContainerSpec`.
+
+`NativeRuntime` is ours; an OCI runtime on PATH can stand behind the same three methods.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from nbcontainer.errors import InvalidOption, UnsupportedHost
+from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
+from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
+from nbcontainer.runtime.protocol import Run
+from nbcontainer.runtime.rootfs import operations
+from nbcontainer.runtime.seccomp import compiled_profile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nbcontainer.model import ContainerSpec, IdMap
+
+__all__ = ["NativeRuntime", "Runtime"]
+
+
+class Runtime(Protocol):
+    """Runs containers, and functions of this package, where container root lives."""
+
+    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, scratch: str = "") -> Connection:
+        """Start `spec` with these descriptors (the caller's to close).
+
+        Success means the request was taken; failure to set the container up arrives on the connection. `scratch`,
+        a directory of the store, is removed when every process of the container is gone.
+        """
+
+    def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Call ``module:function`` as container root; raise what it raised."""
+
+    def begin(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> Connection:
+        """Start such a call without waiting; `finish` collects it."""
+
+    def finish(self, connection: Connection) -> dict[str, Any]:
+        """Wait for a call that `begin` started."""
+
+    def close(self) -> None:
+        """End every container and process; a later `start` begins anew. Safe twice."""
+
+
+class NativeRuntime:
+    """The in-process runtime: one launcher, started on first use."""
+
+    def __init__(
+        self,
+        store: str,
+        id_map: IdMap,
+        *,
+        pool_size: int,
+        host_paths: tuple[str, ...] = (),
+        pids_limit: int = 4096,
+        modules: tuple[str, ...] = (),
+    ) -> None:
+        self._modules = modules
+        self._store = store
+        self._id_map = id_map
+        self._pool_size = pool_size
+        self._host_paths = host_paths
+        self._pids_limit = pids_limit
+        self._launcher_made: Launcher | None = None
+        self._making = threading.Lock()
+
+    @property
+    def _launcher(self) -> Launcher:
+        with self._making:  # two launchers would be one too many: the one forgotten ends its containers
+            return self._made()
+
+    def _made(self) -> Launcher:
+        if self._launcher_made is None:
+            cache = os.path.join(self._store, "cache")
+            names = frozenset(DEFAULT_CAPABILITIES)
+            program = compiled_profile(cache, names, pretend_owners=self._id_map.single)
+            self._launcher_made = Launcher(
+                LauncherSettings(
+                    store=self._store,
+                    id_map=self._id_map,
+                    filters={"default": program},
+                    capabilities=capability_numbers(DEFAULT_CAPABILITIES),
+                    pool_size=self._pool_size,
+                    host_paths=self._host_paths,
+                    pids_limit=self._pids_limit,
+                    modules=self._modules,
+                )
+            )
+        return self._launcher_made
+
+    @property
+    def pid(self) -> int | None:
+        """The launcher's process id while it runs."""
+        return self._launcher_made.pid if self._launcher_made else None
+
+    @property
+    def host_lowers(self) -> tuple[str, ...]:
+        """The machine's file systems that containers can have below them, as root."""
+        return self._launcher.stage.host_lowers
+
+    def host_problem(self) -> str:
+        """Why the machine's root is not among them, or ""."""
+        return self._launcher.host_problem
+
+    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, scratch: str = "") -> Connection:
+        """See `Runtime.start`."""
+        launcher = self._launcher
+        stage = launcher.stage
+        outside: list[int] = []
+        try:
+            for mount in spec.mounts:
+                if mount.idmapped:
+                    outside.append(self._shifted(mount.source))  # noqa: PERF401 - each is closed if a later fails
+            first = 4
+            request = Run(
+                id=spec.id,
+                argv=list(spec.argv),
+                environment=list(spec.environment),
+                operations=operations(spec, stage, outside_mounts=tuple(range(first, first + len(outside)))),
+                working_directory=spec.working_directory,
+                user=spec.user,
+                hostname=spec.hostname,
+                network=spec.network,
+                filter=spec.seccomp,
+                no_new_privileges=spec.no_new_privileges,
+                capabilities=sorted(capability_numbers(spec.capabilities)),
+                read_only_root=spec.read_only_root,
+                scratch=stage.locate(scratch) if scratch else "",
+            )
+            return launcher.run(request, stdio, outside)
+        finally:
+            for fd in outside:
+                os.close(fd)
+
+    def _shifted(self, source: str) -> int:
+        try:
+            return self._launcher.shifted_clone(source)
+        except FileNotFoundError as problem:
+            raise InvalidOption(f"volume source {source} does not exist on this machine; make it first") from problem
+        except OSError as problem:
+            if problem.errno == errno.ELOOP:
+                raise InvalidOption(
+                    f"a symbolic link has appeared in volume source {source} since it was checked; refused"
+                ) from problem
+            raise UnsupportedHost(
+                f"volume source {source} cannot be mounted: its file system does not support id-mapped mounts "
+                f"({problem.strerror}); use a folder on ext4, xfs, btrfs or tmpfs, or run as an ordinary user"
+            ) from problem
+
+    def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """See `Runtime.call`."""
+        return self._launcher.call(target, arguments, fds)
+
+    def begin(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> Connection:
+        """See `Runtime.begin`."""
+        return self._launcher.begin(target, arguments, fds)
+
+    def finish(self, connection: Connection) -> dict[str, Any]:
+        """See `Runtime.finish`."""
+        return self._launcher.finish(connection)
+
+    def close(self) -> None:
+        """See `Runtime.close`."""
+        if self._launcher_made is not None:
+            self._launcher_made.close()

@@ -1,0 +1,387 @@
+"""The engine's end of the launcher: start it, map its ids, hand it requests.
+
+One per engine, started on first use (some tens of milliseconds, once). It is a child of ours in a session of its own,
+so the interrupt that Jupyter sends to the kernel's process group does not reach it; our death does, as an end of
+file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nbcontainer import errors
+from nbcontainer._linux import idmaps, mounts
+from nbcontainer.errors import InvalidOption, NbcontainerError, UnsupportedHost
+from nbcontainer.runtime import cgroups
+from nbcontainer.runtime.protocol import (
+    MOST_FDS,
+    Accepted,
+    Configure,
+    Done,
+    Exited,
+    Failed,
+    Mapped,
+    Message,
+    ProtocolError,
+    Ready,
+    Run,
+    Signal,
+    Started,
+    Task,
+    Unshared,
+    receive,
+    send,
+)
+from nbcontainer.runtime.rootfs import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from nbcontainer.model import IdMap
+
+__all__ = ["Connection", "Launcher", "LauncherSettings", "error_from", "shifted_clone", "write_id_map"]
+
+_START_TIMEOUT = 20.0
+_KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherSettings:
+    """What a launcher is started with."""
+
+    store: str
+    id_map: IdMap
+    filters: Mapping[str, bytes]
+    capabilities: frozenset[int]
+    pool_size: int = 2
+    host_paths: tuple[str, ...] = ()
+    pids_limit: int = 4096
+    modules: tuple[str, ...] = ()
+
+
+class Connection:
+    """The control socket of one container or task."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self.pid: int | None = None
+        self.pidfd = -1
+        self.started = False
+
+    def fileno(self) -> int:
+        """For poll(2): readable when there is a message, or when the other side is gone."""
+        return self._channel.fileno()
+
+    def receive(self) -> Exited | Failed | Done | None:
+        """The next message that matters, or None when the other side is gone. Blocks; check `fileno` first."""
+        message = self.receive_any()
+        while isinstance(message, (Accepted, Started)):
+            message = self.receive_any()
+        return message if isinstance(message, (Exited, Failed, Done)) else None
+
+    def receive_any(self) -> Message | None:
+        """The next message of any kind, its effect on this object already applied."""
+        try:
+            received = receive(self._channel)
+        except (OSError, ProtocolError):
+            return None
+        if received is None:
+            return None
+        message, fds = received
+        if isinstance(message, Accepted) and len(fds) == 1 and self.pidfd < 0:
+            self.pid, self.pidfd = message.pid, fds.pop()
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, Started):
+            self.started = True
+        return message
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command's process group."""
+        with contextlib.suppress(OSError):
+            send(self._channel, Signal(number))
+
+    def end(self) -> None:
+        """End every process of the container, at once."""
+        with contextlib.suppress(OSError):
+            send(self._channel, Signal(9, everything=True))
+
+    def close(self) -> None:
+        """Let go; a container that still runs ends."""
+        self._channel.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Launcher:
+    """A running launcher process. Requests may be sent from any thread."""
+
+    def __init__(self, settings: LauncherSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+        self._cgroup = ""
+        self._host_lowers: tuple[str, ...] = ()
+        self._host_problem = ""
+
+    @property
+    def pid(self) -> int | None:
+        """The launcher's process id while it runs."""
+        return self._process.pid if self._process else None
+
+    @property
+    def stage(self) -> Stage:
+        """What the launcher has attached; starts it when it is not running."""
+        self._ensure()
+        return Stage(store=self._settings.store, host_lowers=self._host_lowers)
+
+    @property
+    def host_problem(self) -> str:
+        """Why the machine's own root could not be cloned, or ""."""
+        return self._host_problem
+
+    def run(self, request: Run, stdio: tuple[int, int, int], mounts_outside: Sequence[int] = ()) -> Connection:
+        """Start a container; the descriptors stay the caller's to close."""
+        return self._request(request, (*stdio, *mounts_outside))
+
+    def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+        """Call ``module:function`` of this package inside the user namespace and wait for what it returns.
+
+        Raises the `NbcontainerError` that it raised.
+        """
+        connection = self.begin(target, arguments, fds)
+        try:
+            return self.finish(connection)
+        finally:
+            connection.close()
+
+    def begin(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> Connection:
+        """Start such a call; `finish` waits for it, and closing the connection's descriptors ends it early."""
+        return self._request(Task(target, dict(arguments)), tuple(fds))
+
+    @staticmethod
+    def finish(connection: Connection) -> dict[str, Any]:
+        """The result of a call, or its error raised."""
+        message = connection.receive()
+        if isinstance(message, Done):
+            return message.result
+        if isinstance(message, Failed):
+            raise error_from(message)
+        raise UnsupportedHost("a helper process in the user namespace died without a word; see `%container doctor`")
+
+    def close(self) -> None:
+        """End the launcher and everything below it."""
+        with self._lock:
+            self._stop()
+
+    def _request(self, message: Run | Task, fds: tuple[int, ...]) -> Connection:
+        if len(fds) >= MOST_FDS:
+            raise InvalidOption(f"{len(fds)} volumes or layers at once are more than the {MOST_FDS - 1} there can be")
+        channel = self._ensure()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            try:
+                send(channel, message, (theirs.fileno(), *fds))
+            except (BrokenPipeError, ConnectionResetError):
+                with self._lock:
+                    if channel is self._channel:
+                        self._stop()
+                send(self._ensure(), message, (theirs.fileno(), *fds))
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Connection(ours)
+
+    # --- starting ---------------------------------------------------------------------------------------------------
+
+    def _ensure(self) -> socket.socket:
+        with self._lock:
+            if self._channel is None:
+                try:
+                    self._channel = self._start()
+                except BaseException:
+                    self._stop()
+                    raise
+            return self._channel
+
+    def _start(self) -> socket.socket:
+        settings = self._settings
+        os.makedirs(os.path.join(settings.store, "run"), mode=0o710, exist_ok=True)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(_START_TIMEOUT)
+        with theirs, tempfile.TemporaryFile() as complaints:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _child_program(), str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=complaints,
+                start_new_session=True,
+                cwd="/",
+                env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+            )
+            try:
+                self._introduce(ours)
+            except (OSError, ProtocolError, UnsupportedHost) as problem:
+                ours.close()
+                complaints.seek(0)
+                said = complaints.read(4000).decode(errors="replace").strip().splitlines()
+                detail = f" ({said[-1]})" if said else ""
+                raise UnsupportedHost(
+                    f"containers cannot be made on this machine: {problem}{detail}; "
+                    "`%container doctor` names the cause and the fix"
+                ) from problem
+        ours.settimeout(None)
+        return ours
+
+    def _introduce(self, channel: socket.socket) -> None:
+        settings = self._settings
+        privileged = settings.id_map.method == "privileged"
+        assert self._process is not None
+        if privileged:
+            root_uid, root_gid = settings.id_map.uids[0].outside, settings.id_map.gids[0].outside
+            self._cgroup = cgroups.make_subtree(str(self._process.pid), root_uid, root_gid)
+        if self._cgroup:
+            with open(os.path.join(self._cgroup, "cgroup.procs"), "w", encoding="ascii") as file:
+                file.write(str(self._process.pid))
+        send(
+            channel,
+            Configure(
+                store=settings.store,
+                single_id=settings.id_map.single,
+                privileged=privileged,
+                pool_size=settings.pool_size,
+                filters={name: program.hex() for name, program in settings.filters.items()},
+                capabilities=sorted(settings.capabilities),
+                cgroup=self._cgroup,
+                pids_limit=settings.pids_limit,
+                modules=list(settings.modules),
+            ),
+        )
+        pid = self._expect(channel, Unshared).pid
+        if pid != self._process.pid:
+            raise ProtocolError("the launcher is in another pid namespace")
+        write_id_map(pid, settings.id_map)
+        clones = self._clones(pid) if privileged else []
+        try:
+            send(channel, Mapped(), tuple(clones))
+        finally:
+            for fd in clones:
+                os.close(fd)
+        self._expect(channel, Ready)
+
+    def _clones(self, pid: int) -> list[int]:
+        """Detached copies of the store's mount and, with ids shifted, of the machine's file systems."""
+        clones = [mounts.clone_tree(mounts.AT_FDCWD, self._settings.store)]
+        cloned: list[str] = []
+        userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for path in self._settings.host_paths:
+                try:
+                    clones.append(shifted_clone(path, userns, recursive=False))
+                    cloned.append(path)
+                except OSError as problem:
+                    self._host_problem = f"{path} cannot be shown with shifted ids ({problem.strerror})"
+        finally:
+            os.close(userns)
+        self._host_lowers = tuple(cloned)
+        return clones
+
+    def shifted_clone(self, path: str) -> int:
+        """A detached recursive copy of `path` whose ids are shifted into the containers' namespace (root only)."""
+        self._ensure()
+        userns = os.open(f"/proc/{self.pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return shifted_clone(path, userns, recursive=True)
+        finally:
+            os.close(userns)
+
+    def _expect(self, channel: socket.socket, kind: type[Any]) -> Any:
+        received = receive(channel)
+        if received is None:
+            raise ProtocolError("the launcher process ended early")
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, Failed):
+            raise UnsupportedHost(message.message)
+        if not isinstance(message, kind):
+            raise ProtocolError(f"the launcher said {type(message).__name__}, not {kind.__name__}")
+        return message
+
+    def _stop(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._process is not None:
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._cgroup:
+            cgroups.remove_subtree(self._cgroup)
+            self._cgroup = ""
+
+
+def shifted_clone(path: str, userns: int, *, recursive: bool) -> int:
+    """A detached copy of the mount at `path` with the id map of `userns` (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    tree = mounts.clone_exactly(path, recursive=recursive)
+    try:
+        mounts.set_attributes(tree, mounts.MOUNT_ATTR_IDMAP, recursive=recursive, userns=userns)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def write_id_map(pid: int, id_map: IdMap) -> None:
+    """Write the id maps of the launcher's new user namespace; raise `UnsupportedHost` with the reason."""
+    if id_map.method == "helpers":
+        refusal = idmaps.write_map_with_helpers(pid, id_map)
+        if refusal:
+            raise UnsupportedHost(f"newuidmap or newgidmap refused the id map of this user: {refusal}")
+        return
+    texts = {"uid_map": id_map.uids, "gid_map": id_map.gids}
+    try:
+        if id_map.single:
+            _write(f"/proc/{pid}/setgroups", "deny")
+        for name, ranges in texts.items():
+            _write(f"/proc/{pid}/{name}", "".join(f"{each}\n" for each in ranges))
+    except OSError as problem:
+        raise UnsupportedHost(f"the id map of a user namespace cannot be written: {problem}") from problem
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def error_from(message: Failed) -> NbcontainerError:
+    """The exception that a `Failed` message names, if it is one of ours."""
+    kind = getattr(errors, message.error, NbcontainerError)
+    if not (isinstance(kind, type) and issubclass(kind, NbcontainerError)):
+        kind = NbcontainerError
+    if kind is errors.ContainerStartError:
+        return errors.ContainerStartError(message.message, exit_code=message.exit_code)
+    try:
+        return kind(message.message)
+    except TypeError:
+        return NbcontainerError(message.message)
+
+
+def _child_program() -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "child", "__main__.py")

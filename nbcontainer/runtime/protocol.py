@@ -1,0 +1,265 @@
+"""What the engine and its launcher say to each other: a closed set of messages over SEQPACKET sockets.
+
+One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run` and `Task`).
+Every container and every task has a control socket of its own, sent along with its request, so answers need no
+dispatcher: `Accepted`, `Started`, `Exited`, `Failed`, `Done` come back there, `Signal` goes there, and either side's
+death is an end of file.
+
+A message is JSON with its type's name; one too long for a datagram travels in a memfd. Bytes from the child's side
+are untrusted input: decoding checks the name and the fields and raises `ProtocolError`.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+__all__ = [
+    "MOST_FDS",
+    "Accepted",
+    "Configure",
+    "Done",
+    "Exited",
+    "Failed",
+    "Mapped",
+    "Message",
+    "ProtocolError",
+    "Ready",
+    "Run",
+    "Signal",
+    "Started",
+    "Task",
+    "Unshared",
+    "decode",
+    "encode",
+    "receive",
+    "send",
+]
+
+_INLINE = 64 * 1024
+_MAX_MESSAGE = 64 * 1024 * 1024
+MOST_FDS = 253  # SCM_MAX_FD of unix(7): unpacking sends one for each layer below
+_IN_FILE = b"\0file"
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is not a message."""
+
+
+@dataclass(frozen=True)
+class Configure:
+    """Engine to launcher, first: how containers are made here.
+
+    `filters` travel as hex by name. `modules` are what tasks will need: imported at once, because inside the
+    namespace container root may not be allowed to read the interpreter's own files (root's home is closed to it).
+    """
+
+    store: str
+    single_id: bool
+    privileged: bool
+    pool_size: int
+    filters: dict[str, str]
+    capabilities: list[int]
+    cgroup: str = ""
+    pids_limit: int = 0
+    modules: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Unshared:
+    """Launcher to engine: my user namespace exists; write its id maps."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Engine to launcher: the maps are written; fds: host root clones and the store clone, when root."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Launcher to engine: requests may come."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then mounts made outside."""
+
+    id: str
+    argv: list[str]
+    environment: list[str]
+    operations: list[dict[str, Any]]
+    working_directory: str
+    user: str
+    hostname: str
+    network: str
+    filter: str
+    no_new_privileges: bool
+    capabilities: list[int]
+    read_only_root: bool
+    scratch: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """Engine to launcher: call ``module:function`` inside the user namespace. fds: control, then its own."""
+
+    target: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Launcher to engine: the container has a process; fd: its pidfd. `pid` is as the engine sees it."""
+
+    pid: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """Container to engine: the root is in place and the command is being executed."""
+
+
+@dataclass(frozen=True)
+class Exited:
+    """Container to engine: the command ended with this wait status."""
+
+    status: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Container or task to engine: it could not be done. `error` names a class of `nbcontainer.errors`."""
+
+    error: str
+    message: str
+    exit_code: int = 125
+
+
+@dataclass(frozen=True)
+class Done:
+    """Task to engine: the function returned this."""
+
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Engine to container: send this signal to the command's process group, or with `everything` end all at once."""
+
+    number: int
+    everything: bool = False
+
+
+Message = Configure | Unshared | Mapped | Ready | Run | Task | Accepted | Started | Exited | Failed | Done | Signal
+
+
+class _Registry:
+    kinds: ClassVar[dict[str, type[Any]]] = {
+        kind.__name__: kind
+        for kind in (Configure, Unshared, Mapped, Ready, Run, Task, Accepted, Started, Exited, Failed, Done, Signal)
+    }
+    names: ClassVar[dict[type[Any], tuple[str, ...]]] = {
+        kind: tuple(each.name for each in fields(kind)) for kind in kinds.values()
+    }
+
+
+def encode(message: Message) -> bytes:
+    """One message as bytes. Text that is not UTF-8 (surrogate escapes of os.fsdecode) survives as JSON escapes."""
+    kind = type(message)
+    body = {name: getattr(message, name) for name in _Registry.names[kind]}
+    return json.dumps([kind.__name__, body]).encode()
+
+
+def decode(data: bytes) -> Message:
+    """Bytes as one message; raise `ProtocolError` for anything else."""
+    try:
+        name, body = json.loads(data)
+        kind = _Registry.kinds[name]
+        message: Message = kind(**body)
+    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+        raise ProtocolError(f"not a message: {data[:80]!r}") from problem
+    for each in fields(kind):
+        if not _fits(getattr(message, each.name), str(each.type)):
+            raise ProtocolError(f"{name}.{each.name} is not {each.type}")
+    return message
+
+
+_SIMPLE = {"str": str, "int": int, "bool": bool}
+
+
+def _fits(value: object, declared: str) -> bool:
+    simple = _SIMPLE.get(declared)
+    if simple is not None:
+        return type(value) is simple
+    if declared.startswith("list["):
+        inner = declared[5:-1]
+        return isinstance(value, list) and all(_fits(entry, inner) for entry in value)
+    if declared.startswith("dict[str, "):
+        inner = declared[10:-1]
+        return isinstance(value, dict) and all(_fits(entry, inner) for entry in value.values())
+    return declared == "Any"
+
+
+def send(channel: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
+    """Send one message and copies of `fds` in one datagram."""
+    data = encode(message)
+    if len(data) <= _INLINE:
+        _send(channel, data, fds)
+        return
+    file = os.memfd_create("nbcontainer-message", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+        _send(channel, _IN_FILE, (file, *fds))
+    finally:
+        os.close(file)
+
+
+def _send(channel: socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    channel.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+
+
+def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
+    """The next message and its descriptors (close-on-exec, the caller's to close), or None at end of file."""
+    limits = (_INLINE + 16, socket.CMSG_SPACE(MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+    try:
+        data, ancillary, flags, _ = channel.recvmsg(*limits)
+    except ConnectionResetError:  # it ended without reading all we sent; said once, before its own last words
+        data, ancillary, flags, _ = channel.recvmsg(*limits)
+    fds = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    received = list(fds)
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ProtocolError("a message did not fit")
+        if not data and not received:
+            return None
+        if data == _IN_FILE and received:
+            data = _read_file(received.pop(0))
+        return decode(data), received
+    except ProtocolError:
+        for fd in received:
+            os.close(fd)
+        raise
+
+
+def _read_file(fd: int) -> bytes:
+    try:
+        size = os.fstat(fd).st_size
+        if size > _MAX_MESSAGE:
+            raise ProtocolError(f"a message of {size} bytes is too long")
+        return os.pread(fd, size, 0)
+    except OSError as problem:
+        raise ProtocolError(f"a message is in something that is no file: {problem}") from problem
+    finally:
+        os.close(fd)

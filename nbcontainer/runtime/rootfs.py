@@ -1,0 +1,118 @@
+"""From a `ContainerSpec` to an ordered list of operations: pure, so it is printed and tested without privilege.
+
+The child performs the list (`runtime.child.setup`) and decides nothing. Paths of layers are given relative to the
+stage, the directory where the launcher has the store attached as ``store`` (the store itself may lie in a folder that
+container root cannot walk through) and, as root, clones of the machine's file systems as ``host/0``, ``host/1``, ….
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbcontainer.model import ContainerSpec, Mount
+
+__all__ = ["MASKED_IN_PROC", "MASKED_IN_SYS", "READ_ONLY_IN_PROC", "SCRIPT_PATH", "Stage", "operations"]
+
+MASKED_IN_PROC = (
+    "acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list",
+    "timer_stats",
+)  # fmt: skip
+MASKED_IN_SYS = ("firmware", "devices/virtual/powercap")
+READ_ONLY_IN_PROC = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+SCRIPT_PATH = "/dev/cell"
+"""Where a cell's text is inside: /dev is always ours and writable by no image, so nothing of the image changes."""
+
+Operation = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What the launcher has attached: the store, and (as root) clones of these host paths, in this order."""
+
+    store: str
+    host_lowers: tuple[str, ...] = ()
+
+    def locate(self, path: str, *, idmapped: bool = False) -> str:
+        """`path` of the host as the stage has it."""
+        if idmapped and path in self.host_lowers:
+            return f"host/{self.host_lowers.index(path)}"
+        if path == self.store or path.startswith(self.store + "/"):
+            return "store" + path[len(self.store) :]
+        return path
+
+
+def operations(spec: ContainerSpec, stage: Stage, *, outside_mounts: tuple[int, ...] = ()) -> list[Operation]:
+    """The steps that turn an empty stage into the container's root, in order.
+
+    `outside_mounts` gives, for each idmapped bind of ``spec.mounts`` in order, the index of the
+    descriptor that travels with the request.
+    """
+    steps = [_root_step(mount, stage) for mount in spec.root if mount.kind != "mask"]
+    steps += [{"op": "attach", "tree": tree, "target": tree} for tree in ("proc", "sys", "dev")]
+    steps += _generated_files(spec)
+    if spec.script is not None:
+        text = spec.script.decode("utf-8", "surrogateescape")
+        steps.append({"op": "write", "path": SCRIPT_PATH.lstrip("/"), "text": text, "mode": 0o444})
+    steps += [{"op": "write", "path": path.lstrip("/"), "text": text, "mode": 0o444} for path, text in spec.files]
+    steps += [{"op": "mask", "target": mount.target} for mount in spec.root if mount.kind == "mask"]
+    remaining = list(outside_mounts)
+    for mount in spec.mounts:
+        steps.append(_mount_step(mount, stage, remaining.pop(0) if mount.idmapped else -1))
+    return steps
+
+
+def _root_step(mount: Mount, stage: Stage) -> Operation:
+    if mount.kind == "overlay":
+        return {
+            "op": "overlay",
+            "target": mount.target,
+            "lower": [stage.locate(layer, idmapped=mount.idmapped) for layer in mount.lower],
+            "upper": stage.locate(mount.upper) if mount.upper else "",
+            "work": stage.locate(mount.work) if mount.work else "",
+            "volatile": mount.volatile,
+        }
+    if mount.kind == "symlink":
+        return {"op": "symlink", "target": mount.target, "source": mount.source}
+    return _mount_step(mount, stage, -1)
+
+
+def _mount_step(mount: Mount, stage: Stage, fd: int) -> Operation:
+    if mount.kind == "tmpfs":
+        return {
+            "op": "tmpfs",
+            "target": mount.target,
+            "size": mount.size,
+            "mode": mount.mode,
+            "read_only": mount.read_only,
+        }
+    if mount.kind == "mask":
+        return {"op": "mask", "target": mount.target}
+    return {
+        "op": "bind",
+        "target": mount.target,
+        "source": stage.locate(mount.source),
+        "fd": fd,
+        "read_only": mount.read_only,
+        "recursive": mount.recursive,
+    }
+
+
+def _generated_files(spec: ContainerSpec) -> list[Operation]:
+    hosts = [
+        "127.0.0.1\tlocalhost",
+        "::1\tlocalhost ip6-localhost ip6-loopback",
+        "fe00::\tip6-localnet",
+        "ff00::\tip6-mcastprefix",
+        "ff02::1\tip6-allnodes",
+        "ff02::2\tip6-allrouters",
+        f"127.0.1.1\t{spec.hostname}",
+        *spec.extra_hosts,
+    ]
+    files = {
+        "/etc/hostname": f"{spec.hostname}\n",
+        "/etc/hosts": "\n".join(hosts) + "\n",
+        "/etc/resolv.conf": spec.resolv_conf,
+    }
+    return [{"op": "generated", "target": path, "text": text} for path, text in files.items()]

@@ -1,0 +1,171 @@
+"""Seccomp filters: the profile compiled to BPF by libseccomp, once, and kept on disk by its hash.
+
+Compiling takes some 30 ms and needs libseccomp; loading the bytes takes a fraction of a millisecond and needs
+neither, so the child only loads. On machines with a single id the filter also answers 0 to calls that change owners:
+nothing happens, but ``apt`` and ``dpkg``, which insist, go on (the way Charliecloud's ``--force=seccomp`` does).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from nbcontainer.errors import UnsupportedHost
+from nbcontainer.runtime import profile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Rule", "compiled_profile", "profile_rules"]
+
+_CLONE_NAMESPACE_FLAGS = 0x7E020000
+_EPERM = 1
+_ENOSYS = 38
+_FORMAT = 3
+_S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
+_AF_ALG, _AF_VSOCK = 38, 40
+_UNKNOWN_CALL = -1
+
+_OWNER_CALLS = [
+    "chown",
+    "chown32",
+    "fchown",
+    "fchown32",
+    "fchownat",
+    "lchown",
+    "lchown32",
+    "setgroups",
+    "setgroups32",
+    "setuid",
+    "setuid32",
+    "setgid",
+    "setgid32",
+    "setreuid",
+    "setreuid32",
+    "setregid",
+    "setregid32",
+    "setresuid",
+    "setresuid32",
+    "setresgid",
+    "setresgid32",
+    "setfsuid",
+    "setfsuid32",
+    "setfsgid",
+    "setfsgid32",
+    "capset",
+]
+
+Rule = tuple[str, int | None, tuple[tuple[int, str, int, int], ...]]
+"""A call, the errno it answers (None: allowed), and conditions (argument, operator, value, masked value)."""
+
+
+def profile_rules(capabilities: frozenset[str], machine: str, *, pretend_owners: bool = False) -> tuple[Rule, ...]:
+    """The default profile for a container with these capabilities, as rules; everything else answers EPERM.
+
+    `pretend_owners` makes owner-changing calls succeed without effect.
+    """
+    names = set(profile.ALWAYS) | set(profile.SINCE_LINUX_4_8) | set(profile.BY_ARCHITECTURE.get(machine, ()))
+    for capability in capabilities:
+        names.update(profile.BY_CAPABILITY.get(capability, ()))
+    rules: list[Rule] = []
+    if pretend_owners:
+        names.difference_update(_OWNER_CALLS, ("mknod", "mknodat"))
+        rules += [(name, 0, ()) for name in _OWNER_CALLS]
+        rules += _pretend_devices()
+    rules += [(name, None, ()) for name in sorted(names)]
+    if "SYS_ADMIN" not in capabilities:
+        flags_at = 1 if machine in {"s390", "s390x"} else 0
+        rules.append(("clone", None, ((flags_at, "MASKED_EQ", _CLONE_NAMESPACE_FLAGS, 0),)))
+        rules.append(("clone3", _ENOSYS, ()))
+    rules += [("personality", None, ((0, "EQ", value, 0),)) for value in profile.PERSONALITIES]
+    rules.append(("socket", None, ((0, "LT", _AF_ALG, 0),)))
+    rules.append(("socket", None, ((0, "EQ", _AF_ALG + 1, 0),)))
+    rules.append(("socket", None, ((0, "GT", _AF_VSOCK, 0),)))
+    return tuple(rules)
+
+
+def _pretend_devices() -> list[Rule]:
+    """Answer 0 to making devices; fifos, sockets and files are really made."""
+    rules: list[Rule] = []
+    for name, mode_at in (("mknod", 1), ("mknodat", 2)):
+        made = (0, 0o010000, 0o100000, 0o140000)
+        rules += [(name, None, ((mode_at, "MASKED_EQ", _S_IFMT, kind),)) for kind in made]
+        rules += [(name, 0, ((mode_at, "MASKED_EQ", _S_IFMT, kind),)) for kind in (_S_IFCHR, _S_IFBLK)]
+    return rules
+
+
+def compiled_profile(cache: str, capabilities: frozenset[str], *, pretend_owners: bool = False) -> bytes:
+    """The default profile as BPF, from `cache` (a directory) or freshly compiled.
+
+    Raises `UnsupportedHost` where libseccomp is missing: running without a filter would be a silent loss of
+    isolation.
+    """
+    rules = profile_rules(capabilities, os.uname().machine, pretend_owners=pretend_owners)
+    key = hashlib.sha256(json.dumps([_FORMAT, os.uname().machine, os.uname().release, rules]).encode()).hexdigest()
+    path = os.path.join(cache, f"{key[:32]}.bpf")
+    try:
+        with open(path, "rb") as file:
+            program = file.read()
+    except OSError:
+        program = b""
+    if program and len(program) % 8 == 0:
+        return program
+    program = _compile(rules)
+    with contextlib.suppress(OSError):  # only a cache: a full disk must not keep containers from starting
+        _keep(program, path)
+    return program
+
+
+def _keep(program: bytes, path: str) -> None:
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as aside:
+        try:
+            aside.write(program)
+            aside.flush()
+            os.replace(aside.name, path)
+        except BaseException:
+            os.unlink(aside.name)
+            raise
+
+
+def _compile(rules: Iterable[Rule]) -> bytes:
+    try:
+        import pyseccomp as libseccomp
+    except (ImportError, OSError, RuntimeError) as problem:
+        raise UnsupportedHost(
+            f"the system-call filter cannot be compiled because libseccomp is missing ({problem}); install it: "
+            "`apt-get install libseccomp2`, `dnf install libseccomp` or `conda install -c conda-forge libseccomp`"
+        ) from problem
+    program = libseccomp.SyscallFilter(libseccomp.ERRNO(_EPERM))
+    _add_architectures(program, libseccomp)
+    _sort_as_tree(program, libseccomp)
+    for name, errno, conditions in rules:
+        number = libseccomp.resolve_syscall(libseccomp.Arch.NATIVE, name)
+        if number == _UNKNOWN_CALL:
+            continue  # newer than this libseccomp: it stays refused
+        arguments = [libseccomp.Arg(at, getattr(libseccomp, operator), a, b) for at, operator, a, b in conditions]
+        program.add_rule(libseccomp.ALLOW if errno is None else libseccomp.ERRNO(errno), number, *arguments)
+    with tempfile.TemporaryFile() as file:
+        program.export_bpf(file)
+        file.seek(0)
+        return file.read()
+
+
+def _add_architectures(program: Any, libseccomp: Any) -> None:
+    """Also filter the 32-bit calls that a 64-bit kernel answers; an architecture not named is killed."""
+    wanted = {"x86_64": ("X86", "X32"), "aarch64": ("ARM",)}.get(os.uname().machine, ())
+    for name in wanted:
+        program.add_arch(getattr(libseccomp.Arch, name))
+
+
+def _sort_as_tree(program: Any, libseccomp: Any) -> None:
+    """Ask for a binary tree rather than a list of comparisons (libseccomp 2.5)."""
+    try:
+        program.set_attr(libseccomp.Attr.CTL_OPTIMIZE, 2)
+    except (OSError, ctypes.ArgumentError):
+        return

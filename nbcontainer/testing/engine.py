@@ -1,0 +1,314 @@
+"""A recording engine: answers what it was told to, remembers what it was asked.
+
+For tests of everything above the engine: it has `Engine`'s public methods with the same signatures (a test compares
+them), needs no kernel feature, no store and no network, and starts no process.
+"""
+# ruff: noqa: D102 - the methods are the engine's own, documented there
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from nbcontainer.engine.doctor import DoctorReport, Tier
+from nbcontainer.engine.settings import Settings
+from nbcontainer.engine.views import (
+    ContainerDetail,
+    ContainerSummary,
+    DiskUsage,
+    DiskUsageLine,
+    HistoryLine,
+    ImageDetail,
+    ImageSummary,
+    Info,
+    LogLine,
+    RemovedImage,
+    Version,
+)
+from nbcontainer.errors import (
+    ContainerExit,
+    ContainerInterrupted,
+    ContainerNotFound,
+    ContainerTimeout,
+    ImageNotFound,
+    NbcontainerError,
+)
+from nbcontainer.model import (
+    ContainerId,
+    Descriptor,
+    Digest,
+    Event,
+    HistoryEntry,
+    ImageConfig,
+    LayerProgress,
+    Listener,
+    Platform,
+    PullFinished,
+    PullPolicy,
+    PullStarted,
+    Reference,
+    RunOptions,
+    RunResult,
+    ignore,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from nbcontainer.engine.engine import OutputSink
+
+__all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
+
+_ID = ContainerId("c0ffee" + "0" * 58)
+_MOMENT = 1_700_000_000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One call of a method: its name and its arguments by name."""
+
+    method: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """How the next run goes: its pieces of output in order, then its end."""
+
+    output: tuple[tuple[Literal["stdout", "stderr"], bytes], ...] = ()
+    exit_code: int = 0
+    reason: Literal["exited", "signalled", "timeout", "interrupted", "lost"] = "exited"
+    detail: str = ""
+    error: BaseException | None = None
+
+
+def pull_events(image: str = "docker.io/library/debian:latest", *, layers: int = 2) -> tuple[Event, ...]:
+    """The events of an ordinary pull, each layer of 1 MB downloaded in two steps."""
+    descriptors = tuple(
+        Descriptor(
+            media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+            digest=Digest.of(f"layer {number}".encode()),
+            size=1_000_000,
+        )
+        for number in range(layers)
+    )
+    events: list[Event] = [PullStarted(image=image, layers=descriptors)]
+    for layer in descriptors:
+        for state, done in (
+            ("downloading", 500_000),
+            ("downloaded", 1_000_000),
+            ("unpacking", 0),
+            ("ready", 1_000_000),
+        ):
+            events.append(
+                LayerProgress(image=image, digest=layer.digest, state=state, done=done, total=layer.size)  # type: ignore[arg-type]
+            )
+    size = sum(layer.size for layer in descriptors)
+    events.append(PullFinished(image=image, digest=Digest.of(b"manifest"), size=size, fetched=size, seconds=1.5))
+    return tuple(events)
+
+
+@dataclass
+class RecordingEngine:
+    """The fake: set its fields, use it as an `Engine`, read `calls`.
+
+    `scripts` are taken one a run (an empty list means: nothing is written, code 0); `events` are told to the listener
+    of every pull and run; `failure` is raised by whatever method it is set for.
+    """
+
+    settings: Settings = field(default_factory=lambda: Settings(root="/nowhere"))
+    known: list[ImageSummary] = field(default_factory=list)
+    kept: list[ContainerSummary] = field(default_factory=list)
+    scripts: list[Script] = field(default_factory=list)
+    events: tuple[Event, ...] = ()
+    failure: dict[str, BaseException] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    closed: bool = False
+
+    @staticmethod
+    def image(reference: str = "docker.io/library/debian:latest", *, size: int = 117_000_000) -> ImageSummary:
+        """An image summary to put into `known`."""
+        return ImageSummary(
+            reference=reference,
+            id=Digest.of(reference.encode()),
+            digest=Digest.of(b"manifest of " + reference.encode()),
+            platform="linux/amd64",
+            created=_MOMENT,
+            pulled=_MOMENT,
+            size=size,
+            compressed_size=size // 3,
+        )
+
+    @staticmethod
+    def container(name: str = "work", **changes: Any) -> ContainerSummary:
+        """A container summary to put into `kept`."""
+        summary = ContainerSummary(
+            id=_ID, name=name, image="debian:latest", command=("sh",), state="exited", created=_MOMENT, exit_code=0
+        )
+        return replace(summary, **changes)
+
+    def last(self, method: str) -> dict[str, Any]:
+        """The arguments of the latest call of a method."""
+        return next(call.arguments for call in reversed(self.calls) if call.method == method)
+
+    def _record(self, method: str, **arguments: Any) -> None:
+        self.calls.append(Call(method=method, arguments=arguments))
+        if method in self.failure:
+            raise self.failure[method]
+
+    def _find(self, image: str) -> ImageSummary:
+        wanted = str(Reference.parse(image))
+        for summary in self.known:
+            if wanted == summary.reference:
+                return summary
+        raise ImageNotFound(f"there is no image {image!r} here; pull it first")
+
+    def pull(
+        self, image: str, *, platform: str = "", policy: PullPolicy = "always", listener: Listener = ignore
+    ) -> ImageSummary:
+        self._record("pull", image=image, platform=platform, policy=policy)
+        for event in self.events:
+            listener(event)
+        return self.image(str(Reference.parse(image)))
+
+    def images(self) -> tuple[ImageSummary, ...]:
+        self._record("images")
+        return tuple(self.known)
+
+    def inspect_image(self, image: str) -> ImageDetail:
+        self._record("inspect_image", image=image)
+        return self._detail(image)
+
+    def _detail(self, image: str) -> ImageDetail:
+        summary = self._find(image)
+        config = ImageConfig(platform=Platform("linux", "amd64"), command=("bash",), environment=("PATH=/bin",))
+        return ImageDetail(summary=summary, references=(summary.reference,), config=config, layers=())
+
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
+        self._record("inspect", name=name)
+        for summary in self.kept:
+            if name == summary.name:
+                return ContainerDetail(summary=summary, record={"version": 1})
+        return self._detail(name)
+
+    def history(self, image: str) -> tuple[HistoryLine, ...]:
+        self._record("history", image=image)
+        self._find(image)
+        entry = HistoryEntry(created="2026-01-01T00:00:00Z", created_by="/bin/sh -c #(nop) CMD [bash]")
+        return (HistoryLine(entry=entry, layer=None, size=0),)
+
+    def tag(self, image: str, name: str) -> ImageSummary:
+        self._record("tag", image=image, name=name)
+        return replace(self._find(image), reference=str(Reference.parse(name)))
+
+    def remove_image(self, image: str, *, force: bool = False) -> RemovedImage:
+        self._record("remove_image", image=image, force=force)
+        summary = self._find(image)
+        deleted = () if summary.id is None else (summary.id,)
+        return RemovedImage(untagged=(summary.reference,), deleted=deleted, freed=summary.size)
+
+    def run(
+        self,
+        image: str,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        listener: Listener = ignore,
+        check: bool = False,
+    ) -> RunResult:
+        self._record(
+            "run",
+            image=image,
+            argv=tuple(argv),
+            options=options or RunOptions(),
+            script=script,
+            shell=tuple(shell),
+            stdin=stdin,
+            check=check,
+        )
+        for event in self.events:
+            listener(event)
+        plan = self.scripts.pop(0) if self.scripts else Script()
+        kept: dict[str, bytes] = {"stdout": b"", "stderr": b""}
+        for stream, data in plan.output:
+            kept[stream] += data
+            if output is not None:
+                output(stream, data)
+        if plan.error is not None:
+            raise plan.error
+        result = RunResult(
+            id=_ID,
+            image=image,
+            argv=tuple(argv),
+            exit_code=plan.exit_code,
+            reason=plan.reason,
+            duration=0.01,
+            stdout_bytes=kept["stdout"],
+            stderr_bytes=kept["stderr"],
+            detail=plan.detail,
+        )
+        if check and not result.ok:
+            raise _failure(result)
+        return result
+
+    def containers(self, *, everything: bool = False) -> tuple[ContainerSummary, ...]:
+        self._record("containers", everything=everything)
+        return tuple(summary for summary in self.kept if everything or summary.state == "running")
+
+    def logs(self, container: str) -> tuple[LogLine, ...]:
+        self._record("logs", container=container)
+        return (
+            LogLine(time=_MOMENT, stream="stdout", data=b"one\ntwo\n"),
+            LogLine(time=_MOMENT + 1, stream="stderr", data=b"three\n"),
+        )
+
+    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
+        self._record("remove_container", container=container, force=force)
+        for summary in self.kept:
+            if container == summary.name:
+                return summary
+        raise ContainerNotFound(f"there is no container {container!r}")
+
+    def disk_usage(self) -> DiskUsage:
+        self._record("disk_usage")
+        line = DiskUsageLine(kind="Images", count=2, active=1, size=117_000_000, reclaimable=17_000_000)
+        return DiskUsage(root="/nowhere", lines=(line,), free=5_000_000_000, total=10_000_000_000)
+
+    def info(self) -> Info:
+        self._record("info")
+        return Info(items=(("root", "/nowhere"), ("runtime", "recording")))
+
+    def version(self) -> Version:
+        self._record("version")
+        return Version(items=(("nbcontainer", "0"),))
+
+    def doctor(self) -> DoctorReport:
+        self._record("doctor")
+        tier = Tier(name="recording", limits="nothing runs here")
+        return DoctorReport(features=(), tier=tier, versions=(("nbcontainer", "0"),), store_root="/nowhere")
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _failure(result: RunResult) -> NbcontainerError:
+    kinds = {"timeout": ContainerTimeout, "interrupted": ContainerInterrupted}
+    kind = kinds.get(result.reason, ContainerExit)
+    return kind(
+        result.exit_code, result.argv, image=result.image, reason=result.detail, stderr_tail=result.stderr[-2000:]
+    )

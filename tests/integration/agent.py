@@ -1,0 +1,172 @@
+"""An engine in a process of its own, driven over a socket: what a notebook kernel is to nbcontainer, without the notebook.
+
+Started as ``python -c <this text> FD`` by whichever user a test acts as, so it imports nothing of the tests. It
+answers one request at a time in its main thread (where Ctrl-C arrives), and tells of output and events as they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+from multiprocessing.connection import Connection
+from typing import Any
+
+from nbcontainer import errors
+from nbcontainer.engine.engine import Engine
+from nbcontainer.engine.settings import Settings
+from nbcontainer.model import BindMount, RunOptions
+
+
+def describe(problem: BaseException) -> dict[str, Any]:
+    """Put an exception into plain values: its class's names, from itself up, and what it says."""
+    kept = ("exit_code", "returncode", "stderr_tail", "reason")
+    return {
+        "kinds": [kind.__name__ for kind in type(problem).__mro__],
+        "text": str(problem),
+        "attributes": {name: getattr(problem, name) for name in kept if hasattr(problem, name)},
+    }
+
+
+class Agent:
+    """The engine and the way to whoever drives it."""
+
+    def __init__(self, engine: Engine, connection: Connection) -> None:
+        self.engine = engine
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._running = False
+        self._telling = False
+        self._pressed = False
+        signal.signal(signal.SIGINT, self._interrupted)
+
+    def _interrupted(self, *_: object) -> None:
+        """Raise as Python's own handler does, but only while the engine works: half a message must not be sent."""
+        if self._running and not self._telling:
+            raise KeyboardInterrupt
+        self._pressed = True
+
+    def tell(self, kind: str, *values: object) -> None:
+        """Send one message."""
+        self._telling = True
+        try:
+            with self._sending:
+                self._connection.send((kind, *values))
+        finally:
+            self._telling = False
+        if self._running and self._pressed:
+            self._pressed = False
+            raise KeyboardInterrupt
+
+    def serve(self) -> None:
+        """Answer until the other side closes."""
+        while True:
+            try:
+                name, values = self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                return
+            self.tell(*self._answer(name, values))
+
+    def _answer(self, name: str, values: dict[str, Any]) -> tuple[str, Any]:
+        try:
+            try:
+                self._pressed = False
+                self._running = True
+                return "returned", getattr(self, f"do_{name}")(**values)
+            finally:
+                self._running = False
+        except BaseException as problem:  # noqa: BLE001 - the other side raises it again
+            self._running = False
+            return "raised", describe(problem)
+
+    def do_run(self, *, options: dict[str, Any], live: bool, **asked: Any) -> dict[str, Any]:
+        """Run a container; with `live`, output and events are told as they come."""
+        if live:
+            asked["output"] = lambda stream, data: self.tell("output", stream, data)
+            asked["listener"] = lambda event: self.tell("event", type(event).__name__)
+        volumes = tuple(BindMount(**volume) for volume in options.pop("volumes", ()))
+        result = self.engine.run(options=RunOptions(volumes=volumes, **options), **asked)
+        return dataclasses.asdict(result)
+
+    def do_run_swapped(self, *, image: str, source: str, link: str) -> dict[str, Any]:
+        """Run with a volume whose source becomes a link when it has been checked and nothing is started yet."""
+        module: Any = sys.modules[Engine.__module__]
+        start = module.carry_out
+
+        def swap(*arguments: Any, **options: Any) -> Any:
+            os.rmdir(source)
+            os.symlink(link, source)
+            return start(*arguments, **options)
+
+        module.carry_out = swap
+        try:
+            volumes = (BindMount(source=source, target="/work", read_only=True),)
+            return dataclasses.asdict(self.engine.run(image, ["ls", "/work"], options=RunOptions(volumes=volumes)))
+        finally:
+            module.carry_out = start
+
+    def do_pull(self, *, image: str) -> str:
+        """Pull, telling of each event."""
+        return self.engine.pull(image, listener=lambda event: self.tell("event", type(event).__name__)).reference
+
+    def do_call(self, *, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Call any other method of the engine; dataclasses come as they are."""
+        return getattr(self.engine, method)(*arguments, **options)
+
+    def do_many(self, *, image: str, argv: list[str], threads: int, rounds: int) -> list[tuple[int, str]]:
+        """Run `rounds` containers in each of `threads` threads at once; tell each one's code and output."""
+        results: list[tuple[int, str]] = []
+
+        def work() -> None:
+            for _ in range(rounds):
+                try:
+                    result = self.engine.run(image, argv)
+                    results.append(
+                        (result.exit_code, result.stdout or f"{result.reason}: {result.detail} {result.stderr}")
+                    )
+                except errors.NbcontainerError as problem:
+                    results.append((-1, str(problem)))
+
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return results
+
+    def do_look(self) -> dict[str, Any]:
+        """Tell what a leak would show in: our descriptors, and the launcher's pid."""
+        gc.collect()  # a descriptor may hang in a cycle that nobody refers to
+        found = {}
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
+        session = self.engine._session
+        pid = session.runtime.pid if session else None
+        return {"fds": found, "launcher": pid, "threads": threading.active_count(), "root": self.engine.settings.root}
+
+    def do_close(self) -> None:
+        """Close the engine; it can be used again."""
+        self.engine.close()
+
+    def do_chdir(self, *, path: str) -> None:
+        """Change the directory, which is where cells on the host image start."""
+        os.chdir(path)
+
+
+def main() -> None:
+    """Serve the socket given on the command line."""
+    with socket.socket(fileno=int(sys.argv[1])) as channel:
+        connection = Connection(channel.detach())
+    root, overrides = connection.recv()
+    with Engine(Settings(root=root, **overrides)) as engine:
+        Agent(engine, connection).serve()
+
+
+if __name__ == "__main__":
+    main()

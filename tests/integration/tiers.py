@@ -1,0 +1,346 @@
+"""The three kinds of isolation, each as a person who drives an engine: root, a user with subordinate ids, one without.
+
+Each `Tier` has a store with the image `tiny` (shell, coreutils, Python) and a long-lived `Driver` (an engine in its
+own process, see `agent`). `spawn` gives another one on the same store, for tests that kill it. After every test a
+tier must be quiet again: no process, descriptor or container directory more than before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import nbcontainer
+from nbcontainer import errors
+from nbcontainer._linux.idmaps import id_map_for_host
+from nbcontainer.model import RunResult
+from tests.harness.leaks import processes_below
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tests.harness.users import User
+
+__all__ = ["AT_REST", "SECRETS", "Driver", "Raised", "Tier", "TierName", "wait_until"]
+
+TierName = Literal["own", "range", "single"]
+"""Whoever runs the tests (root, often), a user with subordinate ids, a user without."""
+_AGENT = (Path(__file__).parent / "agent.py").read_text(encoding="utf-8")
+SECRETS = {
+    "JUPYTER_TOKEN": "t0ken-of-the-server",
+    "AWS_SECRET_ACCESS_KEY": "key-to-the-kingdom",
+    "PYTHONPATH_EXTRA": "x",
+}
+"""In every driver's environment; no container may see a word of it."""
+
+
+def wait_until(claim: Callable[[], object], *, within: float = 10, what: str = "") -> None:
+    """Wait until `claim` holds; fail the test when it does not in time."""
+    deadline = time.monotonic() + within
+    pause = 0.002
+    while not claim():
+        assert time.monotonic() < deadline, f"not within {within} s: {what or claim}"
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+class Raised(Exception):
+    """An exception of the driver's process: `is_a` knows its classes, `str` is its sentence."""
+
+    def __init__(self, described: dict[str, Any]) -> None:
+        super().__init__(described["text"])
+        self.kinds: list[str] = described["kinds"]
+        self.attributes: dict[str, Any] = described["attributes"]
+
+    def is_a(self, kind: type[BaseException]) -> bool:
+        """Whether it was one of these."""
+        return kind.__name__ in self.kinds
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was raised on purpose, with a sentence for the person."""
+        return self.is_a(errors.NbcontainerError)
+
+
+@dataclass(slots=True)
+class _Live:
+    """What a run has told so far."""
+
+    output: dict[str, bytes] = field(default_factory=lambda: {"stdout": b"", "stderr": b""})
+    events: list[str] = field(default_factory=list)
+    answer: tuple[str, Any] | None = None
+
+
+class Driver:
+    """One engine in a process of its own."""
+
+    def __init__(
+        self, tier: Tier, *, root: str = "", environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> None:
+        ours, theirs = socket.socketpair()
+        user = tier.user
+        variables = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+        variables |= {"HOME": tier.home, **SECRETS, **(environment or {})}
+        acting: dict[str, Any] = {}
+        if user is None:
+            variables["PYTHONPATH"] = str(Path(nbcontainer.__file__).parent.parent)
+        else:
+            acting = {"user": user.uid, "group": user.gid, "extra_groups": []}
+        with theirs:
+            self.process = subprocess.Popen(
+                [user.python if user else sys.executable, "-c", _AGENT, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                cwd=tier.home,
+                env=variables,
+                start_new_session=True,
+                umask=0o022,
+                **acting,
+            )
+        self._connection = Connection(ours.detach())
+        self._connection.send((root or tier.store, {"interrupt_grace": 0.5, **settings}))
+        self._tier = tier
+        self._live = _Live()
+        self._busy = False
+
+    @property
+    def pid(self) -> int:
+        """The process in which the engine lives."""
+        return self.process.pid
+
+    def run(
+        self,
+        *argv: str,
+        image: str = "",
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> RunResult:
+        """Run a container and give its result; raise `Raised` for what the engine raised."""
+        self.begin_run(*argv, image=image, script=script, shell=shell, stdin=stdin, check=check, live=False, **options)
+        return RunResult(**self.finish())
+
+    def begin_run(
+        self,
+        *argv: str,
+        image: str = "",
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | None = None,
+        check: bool = False,
+        live: bool = True,
+        **options: Any,
+    ) -> None:
+        """Start a run without waiting for it."""
+        options["volumes"] = [
+            {"source": str(source), "target": target, "read_only": mode == "ro"}
+            for source, target, mode in options.get("volumes", ())
+        ]
+        asked = {
+            "image": image or self._tier.image,
+            "argv": argv,
+            "script": script,
+            "shell": tuple(shell),
+            "stdin": stdin,
+            "check": check,
+        }
+        self.begin("run", options=options, live=live, **asked)
+
+    def begin(self, name: str, **values: Any) -> None:
+        """Ask for something without waiting."""
+        self._live = _Live()
+        self._busy = True
+        self._connection.send((name, values))
+
+    def finish(self, within: float = 60) -> Any:
+        """What it answered."""
+        self._hear(lambda live: live.answer is not None, within)
+        assert self._live.answer is not None
+        self._busy = False
+        kind, value = self._live.answer
+        if kind == "raised":
+            raise Raised(value)
+        return value
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call a method of the engine."""
+        self.begin("call", method=method, arguments=arguments, options=options)
+        return self.finish()
+
+    def pull(self, image: str) -> str:
+        """Pull an image."""
+        self.begin("pull", image=image)
+        reference: str = self.finish()
+        return reference
+
+    def look(self) -> dict[str, Any]:
+        """What a leak would show in."""
+        self.begin("look")
+        looked: dict[str, Any] = self.finish()
+        return looked
+
+    def wait_for_output(self, text: bytes, *, within: float = 20) -> None:
+        """Wait until the container has written this to its standard output."""
+        self._hear(lambda live: text in live.output["stdout"] or live.answer is not None, within)
+        assert text in self._live.output["stdout"], f"it ended without {text!r}: {self._live}"
+
+    def wait_for_event(self, name: str, *, within: float = 20) -> None:
+        """Wait until the engine has told of such an event."""
+        self._hear(lambda live: name in live.events or live.answer is not None, within)
+        assert name in self._live.events, f"it ended without {name}: {self._live}"
+
+    @property
+    def output(self) -> dict[str, bytes]:
+        """What the run has written so far."""
+        return self._live.output
+
+    def interrupt(self) -> None:
+        """Do what ■ does."""
+        os.kill(self.pid, signal.SIGINT)
+
+    def processes(self) -> set[int]:
+        """Everything below the engine's process."""
+        return processes_below(self.pid)
+
+    def kill(self) -> set[int]:
+        """End the engine's process by SIGKILL; give what was running below it."""
+        below = self.processes()
+        self.process.kill()
+        self.process.wait()
+        self._connection.close()
+        return below
+
+    def close(self) -> None:
+        """Let it end in order; safe after `kill`."""
+        if self.process.poll() is not None:
+            if not self._connection.closed:
+                self._connection.close()
+            return
+        if self._busy:  # a test failed in the middle of something: it would be waited for
+            self.process.kill()
+        self._connection.close()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _hear(self, enough: Callable[[_Live], bool], within: float) -> None:
+        deadline = time.monotonic() + within
+        while not enough(self._live):
+            left = deadline - time.monotonic()
+            assert left > 0, f"nothing more within {within} s: {self._live}"
+            assert self._connection.poll(left), f"no word within {within} s: {self._live}"
+            try:
+                kind, *values = self._connection.recv()
+            except (EOFError, ConnectionResetError):
+                raise AssertionError(f"the engine's process died (code {self.process.poll()})") from None
+            if kind == "output":
+                self._live.output[values[0]] += values[1]
+            elif kind == "event":
+                self._live.events.append(values[0])
+            else:
+                self._live.answer = (kind, values[0])
+
+
+@dataclass
+class Tier:
+    """One kind of isolation. `home` is where the acting person may write; `image` is the tiny image's name."""
+
+    name: TierName
+    home: str
+    store: str
+    image: str
+    user: User | None = None
+    driver: Driver = field(init=False)
+    """The long-lived engine."""
+
+    @property
+    def privileged(self) -> bool:
+        """Whether the acting person is root."""
+        return self.user is None and os.geteuid() == 0
+
+    def run(self, *argv: str, **asked: Any) -> RunResult:
+        """Run a container on the long-lived engine."""
+        return self.driver.run(*argv, **asked)
+
+    def sh(self, script: str, **asked: Any) -> RunResult:
+        """Run a shell script; its standard error must stay empty."""
+        result = self.driver.run(script=script, **asked)
+        assert result.stderr == "", result
+        return result
+
+    @contextlib.contextmanager
+    def spawn(self, **settings: Any) -> Iterator[Driver]:
+        """Another engine, on the same store unless `root` says otherwise."""
+        driver = Driver(self, **settings)
+        try:
+            yield driver
+        finally:
+            driver.close()
+
+    @property
+    def has_users(self) -> bool:
+        """Whether containers here have more than one id."""
+        return not id_map_for_host().single if self.name == "own" else self.name == "range"
+
+    def folder(self, name: str) -> Path:
+        """A fresh folder of the acting person's."""
+        path = Path(self.home) / f"{name}-{time.monotonic_ns()}"
+        path.mkdir()
+        if self.user is not None:
+            os.chown(path, self.user.uid, self.user.gid)
+        return path
+
+    @property
+    def short(self) -> str:
+        """The image as messages name it."""
+        return self.image
+
+    def containers(self) -> list[str]:
+        """The directories of containers in the store."""
+        with contextlib.suppress(FileNotFoundError):
+            return os.listdir(os.path.join(self.store, "containers"))
+        return []
+
+    def quiet(self, *, before: dict[str, Any]) -> str:
+        """What the driver has more than before, as a sentence, after giving it a moment; "" for nothing."""
+        deadline = time.monotonic() + 5
+        while True:
+            found = self._left(before)
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.02)
+
+    def _left(self, before: dict[str, Any]) -> str:
+        now = self.driver.look()
+        if len(now["fds"]) > len(before["fds"]):
+            new = sorted(target for fd, target in now["fds"].items() if before["fds"].get(fd) != target)
+            return f"{self.name}: {len(now['fds'])} descriptors, {len(before['fds'])} before; new: {new}"
+        if now["threads"] > before["threads"]:
+            return f"{self.name}: {now['threads']} threads, {before['threads']} before"
+        below = len(self.driver.processes())
+        if now["launcher"] and below != AT_REST:
+            return f"{self.name}: {below} processes below the engine, {AT_REST} at rest"
+        left = set(self.containers()) - before["containers"]
+        return f"{self.name}: containers left in the store: {sorted(left)}" if left else ""
+
+    def look(self) -> dict[str, Any]:
+        """The state to compare with by `quiet`."""
+        return {**self.driver.look(), "containers": set(self.containers())}
+
+
+AT_REST = 6
+"""Launcher, janitor, and two containers in waiting: PID 1 and the process that will be the command."""

@@ -1,0 +1,1 @@
+"""The notebook door, in a real IPython shell with a recording engine behind it."""

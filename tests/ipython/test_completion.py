@@ -1,0 +1,79 @@
+"""Completion on ``%container`` lines, with jedi and without."""
+
+from __future__ import annotations
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+
+from nbcontainer.engine.verbs import VERBS
+from nbcontainer.ipython.completion import completions
+from nbcontainer.testing.engine import RecordingEngine
+
+
+@pytest.fixture(params=[True, False], ids=["jedi", "plain"])
+def complete(request, notebook):
+    """What the front end would offer: the text before the cursor that is replaced, and the words."""
+    notebook.shell.Completer.use_jedi = request.param
+    notebook.engine.known = [RecordingEngine.image(), RecordingEngine.image("localhost:5000/a/b:1.2")]
+
+    def ask(text):
+        with provisionalcompleter():
+            found = list(notebook.shell.Completer.completions(text, len(text)))
+        return {text[completion.start : completion.end] for completion in found}, [each.text for each in found]
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment", "word"),
+    [
+        ("%container im", "im", "images"),
+        ("x = %container ins", "ins", "inspect"),
+        ("%container pull deb", "deb", "debian"),
+        ("%container pull ubu", "ubu", "ubuntu"),
+        ("%container rmi localhost:5000/a/b:1", "localhost:5000/a/b:1", "localhost:5000/a/b:1.2"),
+        ("%container run --net", "--net", "--network"),
+        ("%container run --network h", "h", "host"),
+        ("%container rm w", "w", "work"),
+        ("%container inspect w", "w", "work"),
+        ("%container help his", "his", "history"),
+        ("%%container debian:", "debian:", "debian:latest"),
+        ("%%container -e A=b --pull n", "n", "never"),
+        ("%%container -e A=b ho", "ho", "host"),
+        ("%%container --shell py", "py", "python3"),
+    ],
+)
+def test_the_whole_word_is_completed(complete, text, fragment, word):
+    """Names with colons and slashes are one piece, and nothing of others is mixed in."""
+    fragments, words = complete(text)
+    assert fragments == {fragment}
+    assert word in words
+    assert all(each.startswith(fragment) for each in words)
+
+
+def test_commands_and_bodies_are_left_alone(complete):
+    """After the image, in the body, and on other lines we say nothing."""
+    for text in ("%%container debian deb", "%container run debian deb", "%%container debian\ndeb", "deb"):
+        assert "debian" not in complete(text)[1]
+
+
+def test_rmi_offers_only_what_is_here(complete):
+    """Popular names are for pulling."""
+    assert "fedora" not in complete("%container rmi ")[1]
+
+
+def test_broken_store_breaks_nothing(notebook):
+    """An error in ours leaves the others working."""
+    notebook.engine.failure["images"] = RuntimeError("disk on fire")
+    with provisionalcompleter():
+        assert list(notebook.shell.Completer.completions("%container pull deb", 19)) is not None
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+def test_every_verb_and_option_completes(notebook, verb):
+    """The table is walked: nothing in it is left out."""
+    assert verb.name in completions(verb.name[:2], cell=False)[1]
+    for option in verb.offered("notebook"):
+        flag = max(option.flags, key=len)
+        assert flag in completions(f"{verb.name} {flag[:4]}", cell=False)[1]
+    assert "--help" in completions(f"{verb.name} -", cell=False)[1]

@@ -1,0 +1,234 @@
+"""What an attacker inside a container tries, one function each; run there by the image's Python.
+
+Each says what it got: ``refused NAME_OF_ERRNO`` when the kernel said no, else something else. Imports nothing of this
+package: it is the text of a cell.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import stat
+import struct
+import sys
+from typing import Any
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall.restype = ctypes.c_long
+
+# x86_64, aarch64
+NUMBERS = {
+    "mount": (165, 40), "umount2": (166, 39), "unshare": (272, 97), "setns": (308, 268), "clone": (56, 220), "clone3": (435, 435),
+    "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218), "bpf": (321, 280), "io_uring_setup": (425, 425),
+    "userfaultfd": (323, 282), "perf_event_open": (298, 241), "open_by_handle_at": (304, 265), "pivot_root": (155, 41),
+    "fsopen": (430, 430), "open_tree": (428, 428), "move_mount": (429, 429), "mount_setattr": (442, 442), "init_module": (175, 105),
+    "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104), "reboot": (169, 142), "swapon": (167, 224),
+    "syslog": (103, 116), "settimeofday": (164, 170), "clock_settime": (227, 112), "sethostname": (170, 161), "quotactl": (179, 60),
+    "acct": (163, 89), "fanotify_init": (300, 262), "lookup_dcookie": (212, 18), "kcmp": (312, 272), "move_pages": (279, 239),
+    "migrate_pages": (256, 238), "process_madvise": (440, 440), "pidfd_getfd": (438, 438), "vhangup": (153, 58), "iopl": (172, None),
+}  # fmt: skip
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "mount": (b"tmpfs", b"/tmp", b"tmpfs", 0, 0),
+    "umount2": (b"/proc", 2),
+    "unshare": (0x10000000,),
+    "setns": (0, 0),
+    "clone": (0x10000000 | 17, 0, 0, 0, 0),
+    "clone3": (0, 64),
+    "keyctl": (0, -3, 0),
+    "add_key": (b"user", b"x", b"y", 1, -3),
+    "io_uring_setup": (4, b"\0" * 120),
+    "fsopen": (b"tmpfs", 0),
+    "open_tree": (-100, b"/", 1),
+    "pivot_root": (b".", b"."),
+    "sethostname": (b"owned", 5),
+    "syslog": (3, b"\0" * 100, 100),
+    "reboot": (0xFEE1DEAD, 672274793, 0),
+}
+
+
+def outcome(result: int) -> str:
+    """What a raw call gave, in words."""
+    if result >= 0:
+        return f"allowed {result}"
+    return f"refused {errno.errorcode[ctypes.get_errno()]}"
+
+
+def call(name: str) -> str:
+    """Make a system call that a container has no business to make."""
+    number = NUMBERS[name][0 if os.uname().machine == "x86_64" else 1]
+    if number is None:
+        return "refused ENOSYS"
+    arguments = [
+        ctypes.c_long(each) if isinstance(each, int) else each for each in ARGUMENTS.get(name, (0, 0, 0, 0, 0))
+    ]
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    if result == 0 and name == "clone":
+        os._exit(0)
+    return outcome(result)
+
+
+def open_read(path: str) -> str:
+    """Read a file, or the target of a link."""
+    try:
+        if os.path.islink(path):
+            return f"link {os.readlink(path)}"
+        with open(path, "rb") as file:
+            return f"read {file.read(200)!r}"
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+
+
+def open_write(path: str) -> str:
+    """Open a file for writing and write to it."""
+    try:
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, b"1")
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+    return "written"
+
+
+def listdir(path: str) -> str:
+    """List a folder."""
+    try:
+        return f"listed {sorted(os.listdir(path))}"
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+
+
+def descriptors() -> str:
+    """Name the descriptors that were inherited."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            os.fstat(int(name))
+        except OSError:  # the one of this listing
+            continue
+        found.append(name)
+    return " ".join(sorted(found))
+
+
+def make_socket(family: str) -> str:
+    """Make a socket of a kind that has let containers out."""
+    try:
+        socket.socket(int(family), socket.SOCK_SEQPACKET if family == "38" else socket.SOCK_STREAM).close()
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+    return "allowed"
+
+
+def connect(where: str) -> str:
+    """Reach a server: ``port:N`` on loopback, ``abstract:NAME``, or ``address:A``."""
+    kind, _, name = where.partition(":")
+    family = socket.AF_UNIX if kind == "abstract" else socket.AF_INET
+    target: Any = "\0" + name if kind == "abstract" else ("127.0.0.1", int(name)) if kind == "port" else (name, 80)
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(3)
+        try:
+            client.connect(target)
+        except OSError as problem:
+            return f"refused {errno.errorcode.get(problem.errno or 0, 'timeout')}"
+        return f"reached {client.recv(100)!r}"
+
+
+def make_device(path: str) -> str:
+    """Make the node of a disk and open it."""
+    try:
+        os.mknod(path, stat.S_IFBLK | 0o666, os.makedev(8, 0))
+        with open(path, "rb"):
+            return "allowed"
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+
+
+def kill_first(number: str) -> str:
+    """Send PID 1 a signal, then say that life goes on."""
+    try:
+        os.kill(1, int(number))
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+    return "alive"
+
+
+def trace_first(_: str = "") -> str:
+    """Attach to PID 1 as a debugger."""
+    number = 101 if os.uname().machine == "x86_64" else 117
+    return outcome(libc.syscall(ctypes.c_long(number), ctypes.c_long(16), ctypes.c_long(1), 0, 0))
+
+
+def push_terminal(_: str = "") -> str:
+    """Type into a terminal that somebody else reads (TIOCSTI), on every descriptor we have."""
+    import fcntl
+
+    for fd in range(3):
+        try:
+            fcntl.ioctl(fd, 0x5412, b"x")
+        except OSError:
+            continue
+        return "allowed"
+    try:
+        os.open("/dev/tty", os.O_RDWR)
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+    return "has a terminal"
+
+
+def fork_many(limit: str) -> str:
+    """Fork until it is refused, or `limit` children live; then end them."""
+    children = []
+    said = "unbounded"
+    for _ in range(int(limit)):
+        try:
+            child = os.fork()
+        except OSError as problem:
+            said = f"refused {errno.errorcode[problem.errno or 0]}"
+            break
+        if child == 0:
+            import signal
+
+            signal.pause()
+        children.append(child)
+    for child in children:
+        os.kill(child, 9)
+    return f"{said} {len(children)}"
+
+
+def capabilities(_: str = "") -> str:
+    """Show the capability sets and the two guards."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp")
+    return " ".join(f"{name}={fields[name].strip()}" for name in names)
+
+
+def device_nodes(_: str = "") -> str:
+    """Name every device node of the container."""
+    found = []
+    for folder, _folders, names in os.walk("/dev"):
+        for name in names:
+            mode = os.lstat(f"{folder}/{name}").st_mode
+            if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+                found.append(f"{folder}/{name}")
+    return " ".join(sorted(found))
+
+
+def find_handle(_: str = "") -> str:
+    """Open a file of the disk by its handle (shocker)."""
+    handle = struct.pack("IiQ", 8, 1, 2)
+    number = NUMBERS["open_by_handle_at"][0 if os.uname().machine == "x86_64" else 1]
+    return outcome(libc.syscall(ctypes.c_long(number or 0), ctypes.c_long(os.open("/", os.O_RDONLY)), handle, 0))
+
+
+def attempt(name: str, *arguments: str) -> str:
+    """Make one attack."""
+    try:
+        return str(globals()[name](*arguments))
+    except Exception as problem:  # noqa: BLE001 - the test shows it
+        return f"failed {type(problem).__name__}: {problem}"
+
+
+if __name__ == "__main__":
+    print(json.dumps([attempt(*each) for each in json.loads(sys.argv[1])]))

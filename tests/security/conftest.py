@@ -1,0 +1,5 @@
+"""Lends the three tiers to the attacks."""
+
+from tests.integration.fixtures import person, registry, tier
+
+__all__ = ["person", "registry", "tier"]

@@ -1,0 +1,35 @@
+"""What a container may use up."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nbcontainer.engine.engine import Engine
+from nbcontainer.engine.settings import Settings
+from nbcontainer.runtime.cgroups import pids_hierarchy
+from nbcontainer.testing.rootfs import PYTHON
+from tests.security.test_attacks import attack_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nbcontainer.testing.registry import InProcessRegistry
+
+pytestmark = [pytest.mark.root, pytest.mark.userns, pytest.mark.overlay]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not pids_hierarchy(), reason="needs a pids cgroup that can be written")
+def test_fork_bomb(tmp_path: Path, registry: InProcessRegistry) -> None:
+    """A container that forks without end meets its limit, the next one starts, and no cgroup stays."""
+    with Engine(Settings(root=str(tmp_path / "store"))) as engine:
+        engine._connect().runtime._pids_limit = 32
+        for _ in range(2):
+            result = engine.run(
+                registry.reference("tiny"), script=attack_text(("fork_many", "200")), shell=[PYTHON, "-I", "-S"]
+            )
+            said, count = result.stdout.strip().strip('[]"').rsplit(" ", 1)
+            assert said == "refused EAGAIN", result
+            assert int(count) < 32
