@@ -370,6 +370,7 @@ class Engine:
             config=found.config,
             chain=chain,
             root=lambda folder: session.snapshots.mounts(chain, upper=f"{folder}/upper", work=f"{folder}/work"),
+            generation=session.snapshots.generation(chain),
         )
 
     def _summary(self, image: Image, used: frozenset[Digest] | None = None) -> ImageSummary:

@@ -158,7 +158,8 @@ class ContainerRecords:
     def _create(self, container: ContainerId, fields: dict[str, Any]) -> Record:
         directory = self.path(container)
         try:
-            os.mkdir(directory, 0o700)
+            with contextlib.suppress(FileExistsError):  # its room was built ahead
+                os.mkdir(directory, 0o700)
             try:
                 fd = self._new_record(directory, fields)
             except BaseException:  # a directory without a record would stay for good

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import secrets
 import shutil
 import signal
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from nbcontainer.engine.successors import new_container_id
 from nbcontainer.errors import (
     ContainerExit,
     ContainerInterrupted,
@@ -26,7 +26,7 @@ from nbcontainer.errors import (
     InvalidOption,
     NbcontainerError,
 )
-from nbcontainer.model import ContainerId, RunResult
+from nbcontainer.model import RunResult
 from nbcontainer.runtime.bundle import bundle
 from nbcontainer.runtime.launcher import error_from
 from nbcontainer.runtime.supervisor import supervise
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from nbcontainer.engine.records import Record
     from nbcontainer.engine.session import Session
-    from nbcontainer.model import BindMount, ContainerSpec, Digest, ImageConfig, Mount, RunOptions
+    from nbcontainer.engine.successors import Kind
+    from nbcontainer.model import BindMount, ContainerId, ContainerSpec, Digest, ImageConfig, Mount, RunOptions
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["OutputSink", "RunRequest", "Subject", "carry_out", "place"]
@@ -70,6 +71,7 @@ class Subject:
     config: ImageConfig
     chain: Digest | None
     root: Callable[[str], tuple[Mount, ...]]
+    generation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,7 @@ class Placed:
     spec: ContainerSpec
     record: Record
     started: float
+    kind: Kind | None
 
     def abandon(self) -> None:
         """Take the record away if nobody has carried it out (an interrupt came in between); else do nothing."""
@@ -92,10 +95,29 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
     """Decide and record a container; raise `InvalidOption` or `Conflict` before anything is written."""
     started = time.monotonic()
     options = request.options
-    container = ContainerId(secrets.token_hex(32))
     keep = not options.remove if options.remove is not None else bool(options.name)
+    kind = None if keep else _kind(request, subject)
+    container = (kind and session.successors.take(kind)) or new_container_id()
+    spec = _spec(session, request, subject, container, keep=keep)
+    fields = {
+        "name": options.name,
+        "image": subject.name,
+        "chain": str(subject.chain or ""),
+        "command": list(spec.argv),
+        "created": time.time(),
+        "keep": keep,
+    }
+    record = session.records.create(container, fields)
+    return Placed(subject=subject, spec=spec, record=record, started=started, kind=kind)
+
+
+def _spec(
+    session: Session, request: RunRequest, subject: Subject, container: ContainerId, *, keep: bool
+) -> ContainerSpec:
+    options = request.options
+    if options.volumes:
+        options = dataclasses.replace(options, volumes=resolved_volumes(options, session.settings.root))
     directory = session.records.path(container)
-    options = dataclasses.replace(options, volumes=resolved_volumes(options, session.settings.root))
     spec = bundle(
         container,
         subject.config,
@@ -108,16 +130,27 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         host_resolv_conf=_resolv_conf() if options.network == "host" else "",
         single_id=session.id_map.single,
     )
-    fields = {
-        "name": options.name,
-        "image": subject.name,
-        "chain": str(subject.chain or ""),
-        "command": list(spec.argv),
-        "created": time.time(),
-        "keep": keep,
-    }
-    record = session.records.create(container, fields)
-    return Placed(subject=subject, spec=spec, record=record, started=started)
+    return dataclasses.replace(spec, scratch="" if keep else directory, generation=subject.generation)
+
+
+def _kind(request: RunRequest, subject: Subject) -> Kind | None:
+    """What the next container must have in common with this one to be prepared ahead, or None where none can be.
+
+    Not on the machine's own root, which people change between two cells, and not with volumes, likewise.
+    """
+    options = request.options
+    if not subject.generation or options.volumes or options.network not in (None, "none"):
+        return None
+    alike = dataclasses.replace(options, environment=(), timeout=None)
+    return (subject.name, subject.generation, alike, request.script is not None)
+
+
+def _announce_successor(session: Session, request: RunRequest, placed: Placed) -> None:
+    """Have the launcher prepare, in a calm moment, a container like this one: the next cell wants one, as a rule."""
+    if placed.kind is not None:
+        container, forgotten = session.successors.promise(placed.kind)
+        spec = _spec(session, request, placed.subject, container, keep=False)
+        session.runtime.expect((spec,), tuple(session.records.path(each) for each in forgotten))
 
 
 def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: float, check: bool) -> RunResult:
@@ -159,17 +192,14 @@ def _supervised(
         in_read, in_write, feed = _input(request.stdin, undo)
         record = placed.record
         try:
-            connection = session.runtime.start(
-                placed.spec,
-                (in_read.number, out_write.number, err_write.number),
-                scratch="" if record.kept else record.directory,
-            )
+            connection = session.runtime.start(placed.spec, (in_read.number, out_write.number, err_write.number))
         except BaseException:
             shutil.rmtree(record.directory, ignore_errors=True)
             raise
         undo.callback(connection.close)
         for theirs in (in_read, out_write, err_write):
             theirs.close()
+        _announce_successor(session, request, placed)
         return supervise(
             connection,
             stdout=out_read.number,

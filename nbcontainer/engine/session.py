@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from nbcontainer._linux import idmaps
 from nbcontainer.engine import host_image
 from nbcontainer.engine.records import ContainerRecords
+from nbcontainer.engine.successors import Successors
 from nbcontainer.errors import StorageError, UnsupportedHost
 from nbcontainer.images.library import Library
 from nbcontainer.layers.overlay import OverlaySnapshotter
@@ -47,11 +48,13 @@ class Session:
             settings.root,
             self.id_map,
             pool_size=settings.pool_size,
+            pool_idle=settings.pool_idle,
             host_paths=host_image.real_file_systems(points) if self.privileged else (),
             modules=_TASK_MODULES,
         )
         self.content = ContentStore(settings.root)
         self.snapshots: Snapshotter = OverlaySnapshotter(settings.root, self.id_map, remove_tree=self._remove_tree)
+        self.successors = Successors()
         self.records = ContainerRecords(settings.root, self._owner)
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
         self._sweep()

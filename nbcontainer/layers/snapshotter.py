@@ -106,6 +106,10 @@ class Snapshotter(Protocol):
         """Whether the snapshot is here, complete."""
         ...
 
+    def generation(self, chain: Digest) -> str:
+        """A word that changes when the snapshot is removed and made anew; "" when it is not here."""
+        ...
+
     def prepare(self, chain: Digest, parent: Digest | None) -> ActiveLayer:
         """A locked directory for this layer, to be ended by `commit` or `abort`.
 
@@ -175,6 +179,14 @@ class SnapshotDirectory:
     def has(self, chain: Digest) -> bool:
         """Whether its record is there, which is written before the rename."""
         return os.path.isfile(os.path.join(self._path(chain), _RECORD))
+
+    def generation(self, chain: Digest) -> str:
+        """The identity of its record, which `commit` writes and nobody changes."""
+        try:
+            record = os.stat(os.path.join(self._path(chain), _RECORD))
+        except FileNotFoundError:
+            return ""
+        return f"{record.st_ino:x}-{record.st_mtime_ns:x}"
 
     def prepare(self, chain: Digest, parent: Digest | None) -> ActiveLayer:
         """Make and lock a directory; see `Snapshotter`."""

@@ -73,7 +73,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSpec:
-    """Everything a driver needs to run one container."""
+    """Everything a driver needs to run one container.
+
+    `scratch`, a directory of the store, is removed when every process of the container is gone. `generation` changes
+    when the layers below are made anew under the same path.
+    """
 
     id: ContainerId
     argv: tuple[str, ...]
@@ -93,6 +97,8 @@ class ContainerSpec:
     files: tuple[tuple[str, str], ...] = ()
     extra_hosts: tuple[str, ...] = ()
     resolv_conf: str = ""
+    scratch: str = ""
+    generation: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

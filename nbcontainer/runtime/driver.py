@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from nbcontainer.errors import InvalidOption, UnsupportedHost
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
 from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
-from nbcontainer.runtime.protocol import Run
+from nbcontainer.runtime.protocol import Expect, Room, Run
 from nbcontainer.runtime.rootfs import operations
 from nbcontainer.runtime.seccomp import compiled_profile
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nbcontainer.model import ContainerSpec, IdMap
+    from nbcontainer.runtime.rootfs import Stage
 
 __all__ = ["NativeRuntime", "Runtime"]
 
@@ -28,11 +29,16 @@ __all__ = ["NativeRuntime", "Runtime"]
 class Runtime(Protocol):
     """Runs containers, and functions of this package, where container root lives."""
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, scratch: str = "") -> Connection:
+    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int]) -> Connection:
         """Start `spec` with these descriptors (the caller's to close).
 
-        Success means the request was taken; failure to set the container up arrives on the connection. `scratch`,
-        a directory of the store, is removed when every process of the container is gone.
+        Success means the request was taken; failure to set the container up arrives on the connection.
+        """
+
+    def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
+        """These are likely to be started next, whatever their command; nobody will start in the folders `released`.
+
+        Only a hint: a driver may prepare them, and must not fail because of it.
         """
 
     def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
@@ -57,6 +63,7 @@ class NativeRuntime:
         id_map: IdMap,
         *,
         pool_size: int,
+        pool_idle: float,
         host_paths: tuple[str, ...] = (),
         pids_limit: int = 4096,
         modules: tuple[str, ...] = (),
@@ -65,6 +72,7 @@ class NativeRuntime:
         self._store = store
         self._id_map = id_map
         self._pool_size = pool_size
+        self._pool_idle = pool_idle
         self._host_paths = host_paths
         self._pids_limit = pids_limit
         self._launcher_made: Launcher | None = None
@@ -87,6 +95,7 @@ class NativeRuntime:
                     filters={"default": program},
                     capabilities=capability_numbers(DEFAULT_CAPABILITIES),
                     pool_size=self._pool_size,
+                    pool_idle=self._pool_idle,
                     host_paths=self._host_paths,
                     pids_limit=self._pids_limit,
                     modules=self._modules,
@@ -108,7 +117,7 @@ class NativeRuntime:
         """Why the machine's root is not among them, or ""."""
         return self._launcher.host_problem
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, scratch: str = "") -> Connection:
+    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int]) -> Connection:
         """See `Runtime.start`."""
         launcher = self._launcher
         stage = launcher.stage
@@ -117,26 +126,20 @@ class NativeRuntime:
             for mount in spec.mounts:
                 if mount.idmapped:
                     outside.append(self._shifted(mount.source))  # noqa: PERF401 - each is closed if a later fails
-            first = 4
-            request = Run(
-                id=spec.id,
-                argv=list(spec.argv),
-                environment=list(spec.environment),
-                operations=operations(spec, stage, outside_mounts=tuple(range(first, first + len(outside)))),
-                working_directory=spec.working_directory,
-                user=spec.user,
-                hostname=spec.hostname,
-                network=spec.network,
-                filter=spec.seccomp,
-                no_new_privileges=spec.no_new_privileges,
-                capabilities=sorted(capability_numbers(spec.capabilities)),
-                read_only_root=spec.read_only_root,
-                scratch=stage.locate(scratch) if scratch else "",
-            )
+            room = _room(spec, stage, outside_mounts=tuple(range(len(outside))))
+            script = (spec.script or b"").decode("utf-8", "surrogateescape")
+            request = Run(room=room, argv=list(spec.argv), environment=list(spec.environment), script=script)
             return launcher.run(request, stdio, outside)
         finally:
             for fd in outside:
                 os.close(fd)
+
+    def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
+        """See `Runtime.expect`. A spec with volumes is left out: what they show is decided when it is started."""
+        launcher = self._launcher
+        stage = launcher.stage
+        rooms = [_room(spec, stage) for spec in specs if not spec.mounts]
+        launcher.expect(Expect(rooms=rooms, released=[stage.locate(folder) for folder in released]))
 
     def _shifted(self, source: str) -> int:
         try:
@@ -169,3 +172,21 @@ class NativeRuntime:
         """See `Runtime.close`."""
         if self._launcher_made is not None:
             self._launcher_made.close()
+
+
+def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = ()) -> Room:
+    return Room(
+        id=spec.id,
+        operations=operations(spec, stage, outside_mounts=outside_mounts),
+        working_directory=spec.working_directory,
+        user=spec.user,
+        hostname=spec.hostname,
+        network=spec.network,
+        filter=spec.seccomp,
+        no_new_privileges=spec.no_new_privileges,
+        capabilities=sorted(capability_numbers(spec.capabilities)),
+        read_only_root=spec.read_only_root,
+        script=spec.script is not None,
+        scratch=stage.locate(spec.scratch) if spec.scratch else "",
+        generation=spec.generation,
+    )

@@ -27,6 +27,7 @@ from nbcontainer.runtime.protocol import (
     Configure,
     Done,
     Exited,
+    Expect,
     Failed,
     Mapped,
     Message,
@@ -61,7 +62,8 @@ class LauncherSettings:
     id_map: IdMap
     filters: Mapping[str, bytes]
     capabilities: frozenset[int]
-    pool_size: int = 2
+    pool_size: int
+    pool_idle: float
     host_paths: tuple[str, ...] = ()
     pids_limit: int = 4096
     modules: tuple[str, ...] = ()
@@ -153,6 +155,13 @@ class Launcher:
     def run(self, request: Run, stdio: tuple[int, int, int], mounts_outside: Sequence[int] = ()) -> Connection:
         """Start a container; the descriptors stay the caller's to close."""
         return self._request(request, (*stdio, *mounts_outside))
+
+    def expect(self, message: Expect) -> None:
+        """Say what will probably be asked for next. A launcher that is gone learns it with the request after that."""
+        channel = self._channel
+        if channel is not None:
+            with contextlib.suppress(OSError):
+                send(channel, message)
 
     def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         """Call ``module:function`` of this package inside the user namespace and wait for what it returns.
@@ -263,6 +272,7 @@ class Launcher:
                 single_id=settings.id_map.single,
                 privileged=privileged,
                 pool_size=settings.pool_size,
+                pool_idle=int(settings.pool_idle * 1000),
                 filters={name: program.hex() for name, program in settings.filters.items()},
                 capabilities=sorted(settings.capabilities),
                 cgroup=self._cgroup,

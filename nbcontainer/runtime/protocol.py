@@ -1,6 +1,8 @@
 """What the engine and its launcher say to each other: a closed set of messages over SEQPACKET sockets.
 
-One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run` and `Task`).
+One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run`, `Expect` and
+`Task`). A container's *room* is everything about it that is known before its command: the launcher has the process
+that will become the command `Furnish` it, ahead of the request or with it, and then `Execute`.
 Every container and every task has a control socket of its own, sent along with its request, so answers need no
 dispatcher: `Accepted`, `Started`, `Exited`, `Failed`, `Done` come back there, `Signal` goes there, and either side's
 death is an end of file.
@@ -16,19 +18,23 @@ import json
 import os
 import socket
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 __all__ = [
     "MOST_FDS",
     "Accepted",
     "Configure",
     "Done",
+    "Execute",
     "Exited",
+    "Expect",
     "Failed",
+    "Furnish",
     "Mapped",
     "Message",
     "ProtocolError",
     "Ready",
+    "Room",
     "Run",
     "Signal",
     "Started",
@@ -54,14 +60,16 @@ class ProtocolError(Exception):
 class Configure:
     """Engine to launcher, first: how containers are made here.
 
-    `filters` travel as hex by name. `modules` are what tasks will need: imported at once, because inside the
-    namespace container root may not be allowed to read the interpreter's own files (root's home is closed to it).
+    `pool_idle` is in milliseconds; `filters` travel as hex by name. `modules` are what tasks will need: imported at
+    once, because inside the namespace container root may not be allowed to read the interpreter's own files (root's
+    home is closed to it).
     """
 
     store: str
     single_id: bool
     privileged: bool
     pool_size: int
+    pool_idle: int
     filters: dict[str, str]
     capabilities: list[int]
     cgroup: str = ""
@@ -87,12 +95,14 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Run:
-    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then mounts made outside."""
+class Room:
+    """What a command finds around it (not a message, but part of some).
+
+    Two rooms that are equal can stand for each other. `generation` changes when the layers below are made anew under
+    the same path; with `script` there is a place for a cell's text; `scratch` is removed when the container is over.
+    """
 
     id: str
-    argv: list[str]
-    environment: list[str]
     operations: list[dict[str, Any]]
     working_directory: str
     user: str
@@ -102,7 +112,47 @@ class Run:
     no_new_privileges: bool
     capabilities: list[int]
     read_only_root: bool
+    script: bool
     scratch: str
+    generation: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then mounts made outside."""
+
+    room: Room
+    argv: list[str]
+    environment: list[str]
+    script: str
+
+
+@dataclass(frozen=True)
+class Expect:
+    """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders."""
+
+    rooms: list[Room]
+    released: list[str]
+
+
+@dataclass(frozen=True)
+class Furnish:
+    """Launcher to the command's process: build this room. fds: mounts made outside.
+
+    One that is built `ahead` of any request and cannot be is silent: its process ends.
+    """
+
+    room: Room
+    ahead: bool
+
+
+@dataclass(frozen=True)
+class Execute:
+    """Launcher to the command's process: become this, in the room you have. fds: control, stdin, stdout, stderr."""
+
+    argv: list[str]
+    environment: list[str]
+    script: str
 
 
 @dataclass(frozen=True)
@@ -156,38 +206,69 @@ class Signal:
     everything: bool = False
 
 
-Message = Configure | Unshared | Mapped | Ready | Run | Task | Accepted | Started | Exited | Failed | Done | Signal
+Message = (
+    Configure
+    | Unshared
+    | Mapped
+    | Ready
+    | Run
+    | Expect
+    | Furnish
+    | Execute
+    | Task
+    | Accepted
+    | Started
+    | Exited
+    | Failed
+    | Done
+    | Signal
+)
 
 
 class _Registry:
-    kinds: ClassVar[dict[str, type[Any]]] = {
-        kind.__name__: kind
-        for kind in (Configure, Unshared, Mapped, Ready, Run, Task, Accepted, Started, Exited, Failed, Done, Signal)
-    }
+    kinds: ClassVar[dict[str, type[Any]]] = {kind.__name__: kind for kind in get_args(Message)}
     names: ClassVar[dict[type[Any], tuple[str, ...]]] = {
-        kind: tuple(each.name for each in fields(kind)) for kind in kinds.values()
+        kind: tuple(each.name for each in fields(kind)) for kind in (*kinds.values(), Room)
+    }
+    types: ClassVar[dict[type[Any], dict[str, str]]] = {
+        kind: {each.name: str(each.type) for each in fields(kind)} for kind in names
     }
 
 
 def encode(message: Message) -> bytes:
     """One message as bytes. Text that is not UTF-8 (surrogate escapes of os.fsdecode) survives as JSON escapes."""
-    kind = type(message)
-    body = {name: getattr(message, name) for name in _Registry.names[kind]}
-    return json.dumps([kind.__name__, body]).encode()
+    return json.dumps([type(message).__name__, _plain(message)], default=_plain).encode()
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in _Registry.names[type(value)]}
 
 
 def decode(data: bytes) -> Message:
     """Bytes as one message; raise `ProtocolError` for anything else."""
     try:
         name, body = json.loads(data)
-        kind = _Registry.kinds[name]
-        message: Message = kind(**body)
+        message: Message = _made(_Registry.kinds[name], body)
     except (ValueError, TypeError, KeyError, RecursionError) as problem:
         raise ProtocolError(f"not a message: {data[:80]!r}") from problem
-    for each in fields(kind):
-        if not _fits(getattr(message, each.name), str(each.type)):
-            raise ProtocolError(f"{name}.{each.name} is not {each.type}")
     return message
+
+
+def _made(kind: type[Any], body: Any) -> Any:
+    if not isinstance(body, dict):
+        raise ProtocolError(f"{kind.__name__} is not an object")
+    declared = _Registry.types[kind]
+    return kind(**{name: _value(body[name], declared[name], f"{kind.__name__}.{name}") for name in body})
+
+
+def _value(value: object, declared: str, where: str) -> object:
+    if declared == "Room":
+        return _made(Room, value)
+    if declared == "list[Room]" and isinstance(value, list):
+        return [_made(Room, entry) for entry in value]
+    if not _fits(value, declared):
+        raise ProtocolError(f"{where} is not {declared}")
+    return value
 
 
 _SIMPLE = {"str": str, "int": int, "bool": bool}

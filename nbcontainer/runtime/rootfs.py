@@ -52,9 +52,6 @@ def operations(spec: ContainerSpec, stage: Stage, *, outside_mounts: tuple[int, 
     steps = [_root_step(mount, stage) for mount in spec.root if mount.kind != "mask"]
     steps += [{"op": "attach", "tree": tree, "target": tree} for tree in ("proc", "sys", "dev")]
     steps += _generated_files(spec)
-    if spec.script is not None:
-        text = spec.script.decode("utf-8", "surrogateescape")
-        steps.append({"op": "write", "path": SCRIPT_PATH.lstrip("/"), "text": text, "mode": 0o444})
     steps += [{"op": "write", "path": path.lstrip("/"), "text": text, "mode": 0o444} for path, text in spec.files]
     steps += [{"op": "mask", "target": mount.target} for mount in spec.root if mount.kind == "mask"]
     remaining = list(outside_mounts)

@@ -22,6 +22,7 @@ from nbcontainer.errors import (
 from nbcontainer.testing.registry import InProcessRegistry
 from nbcontainer.testing.rootfs import root_layer
 from tests.harness.leaks import processes_below
+from tests.integration.tiers import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,6 +166,7 @@ class TestRuns:
             raise KeyboardInterrupt
 
         assert engine.run("host", ["true"]).ok
+        wait_until(lambda: not os.listdir(f"{root}/containers"), what="the first one's directory is gone")
         monkeypatch.setattr("nbcontainer.engine.engine.carry_out", interrupt)
         with pytest.raises(KeyboardInterrupt):
             engine.run("host", ["true"])

@@ -37,7 +37,7 @@ def placed() -> Placed:
         name="tiny:latest", config=ImageConfig(platform=Platform("linux", "amd64")), chain=None, root=lambda _: ()
     )
     spec = ContainerSpec(id=ID, argv=("sh", "x"), root=())
-    return Placed(subject=subject, spec=spec, record=cast("Record", NoRecord()), started=0.0)
+    return Placed(subject=subject, spec=spec, record=cast("Record", NoRecord()), started=0.0, kind=None)
 
 
 @pytest.mark.parametrize(

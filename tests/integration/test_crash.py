@@ -44,6 +44,7 @@ def test_killed_while_running(tier: Tier) -> None:
     with tier.spawn() as driver:
         start(driver)
         before = set(tier.containers())
+        wait_until(lambda: len(driver.processes()) > AT_REST, what="a full pool beside the container")
         below = driver.kill()
         assert len(below) > AT_REST
         wait_until(lambda: none_lives(below), what="every process is gone")

@@ -310,9 +310,10 @@ class Tier:
         return self.image
 
     def containers(self) -> list[str]:
-        """The directories of containers in the store."""
+        """The directories of containers in the store; one prepared for the next run has no record yet."""
+        folder = os.path.join(self.store, "containers")
         with contextlib.suppress(FileNotFoundError):
-            return os.listdir(os.path.join(self.store, "containers"))
+            return [name for name in os.listdir(folder) if os.path.exists(f"{folder}/{name}/record.json")]
         return []
 
     def quiet(self, *, before: dict[str, Any]) -> str:
@@ -342,5 +343,5 @@ class Tier:
         return {**self.driver.look(), "containers": set(self.containers())}
 
 
-AT_REST = 6
-"""Launcher, janitor, and two containers in waiting: PID 1 and the process that will be the command."""
+AT_REST = 8
+"""Launcher, janitor, and three containers in waiting: PID 1 and the process that will be the command."""

@@ -18,11 +18,15 @@ from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
     Done,
+    Execute,
     Exited,
+    Expect,
     Failed,
+    Furnish,
     Mapped,
     ProtocolError,
     Ready,
+    Room,
     Run,
     Signal,
     Started,
@@ -37,14 +41,17 @@ from nbcontainer.runtime.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RUN = Run(
-    id="1", argv=["sh", "a\udcff"], environment=["A=b"], operations=[{"op": "x", "n": 1, "l": ["a"]}],
-    working_directory="/", user="", hostname="h", network="none", filter="default", no_new_privileges=True,
-    capabilities=[1], read_only_root=False, scratch="",
+ROOM = Room(
+    id="1", operations=[{"op": "x", "n": 1, "l": ["a"]}], working_directory="/", user="", hostname="h", network="none",
+    filter="default", no_new_privileges=True, capabilities=[1], read_only_root=False, script=True, scratch="",
+    generation="2-3",
 )  # fmt: skip
+RUN = Run(room=ROOM, argv=["sh", "a\udcff"], environment=["A=b"], script="\udcff")
 MESSAGES: list[Any] = [
-    Configure(store="/s", single_id=True, privileged=False, pool_size=2, filters={"a": "00"}, capabilities=[1, 2]),
-    Unshared(1), Mapped(), Ready(), RUN, Task("a:b", {"c": [1, None, "é"]}), Accepted(7), Started(), Exited(256),
+    Configure(store="/s", single_id=True, privileged=False, pool_size=2, pool_idle=300_000, filters={"a": "00"},
+              capabilities=[1, 2]),
+    Unshared(1), Mapped(), Ready(), RUN, Expect([ROOM, ROOM], ["/a"]), Expect([], []), Furnish(ROOM, ahead=True),
+    Execute(["a"], ["B=c"], ""), Task("a:b", {"c": [1, None, "é"]}), Accepted(7), Started(), Exited(256),
     Failed("X", "why"), Failed("X", "why", 127), Done({"n": 1}), Signal(2), Signal(9, everything=True),
 ]  # fmt: skip
 
@@ -82,6 +89,23 @@ def test_wrong_fields(message: Any) -> None:
     for changed in wrong:
         with pytest.raises(ProtocolError):
             decode(json.dumps([name, changed]).encode())
+
+
+@pytest.mark.parametrize(
+    "message", [RUN, Furnish(ROOM, ahead=False), Expect([ROOM], [])], ids=lambda each: type(each).__name__
+)
+def test_wrong_rooms(message: Any) -> None:
+    """A room inside a message is checked like the message."""
+    name, body = json.loads(encode(message))
+    where = "rooms" if "rooms" in body else "room"
+    good = json.loads(encode(RUN))[1]["room"]
+    lacking = {key: value for key, value in good.items() if key != "user"}
+    broken: tuple[Any, ...] = (
+        {**good, "more": 1}, lacking, {**good, "script": 1}, {**good, "operations": ["x"]}, [], None, "x",
+    )  # fmt: skip
+    for wrong in broken:
+        with pytest.raises(ProtocolError):
+            decode(json.dumps([name, {**body, where: [wrong] if where == "rooms" else wrong}]).encode())
 
 
 def test_values_of_dictionaries() -> None:

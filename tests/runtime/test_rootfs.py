@@ -24,12 +24,11 @@ def spec(**fields: Any) -> ContainerSpec:
 
 
 def test_order() -> None:
-    """First the image, then our proc, sys and dev over it, files of ours, the cell, masks, and the volumes last."""
+    """First the image, then our proc, sys and dev over it, files of ours, masks, and the volumes last."""
     masked = (*spec().root, Mount(kind="mask", target="/root/.ssh"))
     steps = operations(
         spec(
             root=masked,
-            script=b"echo",
             files=(("/dev/x", "y"),),
             mounts=(Mount(kind="bind", source="/a", target="/b"),),
         ),
@@ -39,7 +38,6 @@ def test_order() -> None:
         "overlay",
         *["attach"] * 3,
         *["generated"] * 3,
-        "write",
         "write",
         "mask",
         "bind",
@@ -85,16 +83,6 @@ def test_generated_files() -> None:
     assert files["/etc/hostname"] == "box\n"
     assert {"127.0.0.1\tlocalhost", "127.0.1.1\tbox", "10.0.0.1\tdb"} <= set(files["/etc/hosts"].splitlines())
     assert files["/etc/resolv.conf"] == "nameserver 9.9.9.9\n"
-
-
-def test_cell_of_any_bytes() -> None:
-    """A cell's bytes survive as text that becomes the same bytes again."""
-    (step,) = [step for step in operations(spec(script=b"a\xff\0"), STAGE) if step["op"] == "write"]
-    assert (step["path"], step["mode"], step["text"].encode("utf-8", "surrogateescape")) == (
-        "dev/cell",
-        0o444,
-        b"a\xff\0",
-    )
 
 
 def test_folders_of_a_user() -> None:

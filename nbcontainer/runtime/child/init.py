@@ -1,9 +1,10 @@
 """A container-to-be: PID 1 in fresh namespaces with its stage built, and beside it the command-to-be.
 
-Both are made while nobody waits. A request then goes straight to the second one, which mounts the root, drops
-everything and executes; PID 1 keeps the control socket, reaps, forwards signals, reports the exit, and by its own end
-ends every process of the container. PID 1 is an interpreter of the machine, so it is closed to the container: not
-dumpable (no /proc/1/exe, CVE-2019-5736), no capability but KILL.
+Both are made while nobody waits, and where it is known what will be asked for, the second one has the root mounted and
+entered by then (`furnish`). A request then goes straight to it: it drops everything and executes. PID 1 keeps the
+control socket, reaps, forwards signals, reports the exit, and by its own end ends every process of the container. PID 1
+is an interpreter of the machine, so it is closed to the container: not dumpable (no /proc/1/exe, CVE-2019-5736), no
+capability but KILL.
 """
 
 from __future__ import annotations
@@ -13,12 +14,27 @@ import os
 import select
 import signal
 import socket
+import time
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer.runtime.child import setup, stage
-from nbcontainer.runtime.protocol import Exited, Failed, ProtocolError, Run, Signal, Started, encode, receive, send
+from nbcontainer.runtime.protocol import (
+    Execute,
+    Exited,
+    Failed,
+    Furnish,
+    ProtocolError,
+    Signal,
+    Started,
+    encode,
+    receive,
+    send,
+)
+
+if TYPE_CHECKING:
+    from nbcontainer.runtime.protocol import Room, Run
 
 __all__ = ["Prepared", "Settings", "prepare"]
 
@@ -46,11 +62,25 @@ class Prepared:
         self.pidfd = pidfd
         self._to_init = to_init
         self._to_command = to_command
+        self.room: Room | None = None
+        self.furnished_at = 0.0
+
+    def furnish(self, room: Room, fds: list[int], *, ahead: bool = False) -> None:
+        """Have the room built; whether that went well is told to whoever asks for the command."""
+        send(self._to_command, Furnish(room, ahead), tuple(fds))
+        self.room = room
+        self.furnished_at = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def start(self, request: Run, fds: list[int]) -> None:
         """Hand the request over: the control socket to PID 1, everything to the command's process."""
         socket.send_fds(self._to_init, [b"."], fds[:1])
-        send(self._to_command, request, tuple(fds))
+        send(self._to_command, Execute(request.argv, request.environment, request.script), tuple(fds))
+
+    def is_alive(self) -> bool:
+        """Whether PID 1 has not ended."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def close(self) -> None:
         """Let go; PID 1 of one that was never started ends."""
@@ -192,38 +222,49 @@ def _obey(control: socket.socket, command: int) -> bool:
 
 
 def _become_command(settings: Settings, commands: socket.socket, problem: str) -> NoReturn:
+    """Furnish the room, now or long before the request, and become what is asked for."""
     os.setsid()
-    processes.drop_bounding_set(settings.capabilities, settings.last_capability)
-    received = receive(commands)
-    if received is None:
-        os._exit(125)
-    request, fds = received
-    if not isinstance(request, Run):
-        os._exit(125)
+    built: setup.Built | None = None
+    code = 125
+    while True:
+        received = receive(commands)
+        if received is None:
+            os._exit(125)
+        message, fds = received
+        if isinstance(message, Furnish) and not problem:
+            try:
+                built = _furnished(settings, message.room, fds)
+            except setup.SetupError as trouble:
+                problem, code = str(trouble), trouble.exit_code
+            except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+                problem, code = f"the container could not be set up: {type(trouble).__name__}: {trouble}", 125
+            if problem and message.ahead:
+                os._exit(125)
+        elif isinstance(message, Execute):
+            break
     commands.close()
     control = socket.socket(fileno=fds[0])
+    started = encode(Started())
     try:
-        if problem:
-            raise setup.SetupError(problem)
-        syscalls.sethostname(request.hostname)
-        root = setup.build_root(request, fds)
-        started = encode(Started())
-        setup.enter_root(root)
-        os.close(root)
-        for fd in fds[4:]:
-            os.close(fd)
-        setup.execute(
-            request,
-            _filter(settings, request.filter),
-            (fds[1], fds[2], fds[3]),
-            lambda: control.sendall(started),
-            may_set_groups=not settings.single_id,
-        )
+        if problem or built is None:
+            raise setup.SetupError(problem or "the request has no room", code)
+        setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda: control.sendall(started))
     except setup.SetupError as trouble:
         _report(control, str(trouble), trouble.exit_code)
     except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-        _report(control, f"the container could not be set up: {type(trouble).__name__}: {trouble}", 125)
+        _report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
     os._exit(125)
+
+
+def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:
+    """The room, built and entered."""
+    processes.drop_bounding_set(settings.capabilities, settings.last_capability)
+    syscalls.sethostname(room.hostname)
+    root = setup.build_root(room, fds)
+    setup.enter_root(root)
+    for fd in (root, *fds):
+        os.close(fd)
+    return setup.settle(room, _filter(settings, room.filter), single_id=settings.single_id)
 
 
 def _filter(settings: Settings, name: str) -> bytes:

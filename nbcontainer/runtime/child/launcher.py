@@ -2,8 +2,8 @@
 
 The engine's process (a notebook kernel with a dozen threads) can neither fork into Python nor unshare; this one can.
 Its life: enter a new user and mount namespace, wait until the engine has written the id maps, attach the stage, keep
-a few containers-to-be ready, and answer `Run` and `Task` requests until the engine's socket closes, by whatever
-death. Then it ends everything it started.
+a few containers-to-be ready, furnished ones among them, and answer `Run` and `Task` requests until the engine's
+socket closes, by whatever death. Then it ends everything it started.
 
 Processes below it: the *janitor* (removes the writable layers of ended containers), *tasks* (a function of this
 package run inside the namespace), and for each container an *init* (PID 1) with the *command*.
@@ -21,6 +21,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn
 
 from nbcontainer._linux import mounts, processes, syscalls
@@ -30,10 +31,12 @@ from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
     Done,
+    Expect,
     Failed,
     Mapped,
     ProtocolError,
     Ready,
+    Room,
     Run,
     Task,
     Unshared,
@@ -49,6 +52,8 @@ _MOST_DEATHS = 20
 """Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
 _CALM = 25
 """Milliseconds without a request after which the pool is filled."""
+_STALE = 900.0
+"""Seconds after which a furnished container is not used any more: an hour later others would sweep its folder."""
 
 
 def main(fd: int) -> NoReturn:
@@ -140,8 +145,13 @@ class Launcher:
     def __init__(self, channel: socket.socket, configuration: Configure) -> None:
         self._channel = channel
         self._configuration = configuration
+        self._pool_idle = configuration.pool_idle / 1000
         self._filters = {name: bytes.fromhex(text) for name, text in configuration.filters.items()}
         self._ready: list[init.Prepared] = []
+        self._furnished: list[init.Prepared] = []
+        self._expected: list[Room] = []
+        self._left: set[str] = set()
+        self._last_request = _now()
         self._broken = False
         self._died_waiting = 0
         self._running: dict[int, str] = {}
@@ -165,9 +175,9 @@ class Launcher:
         poll.register(self._channel, select.POLLIN)
         poll.register(self._wake_read, select.POLLIN)
         while True:
-            events = poll.poll(_CALM if self._lacking() else None)
+            events = poll.poll(self._patience())
             if not events:
-                self._refill()
+                self._use_the_calm()
                 continue
             for fd, _ in events:
                 if fd == self._wake_read:
@@ -186,12 +196,15 @@ class Launcher:
                 finally:
                     for each in fds:
                         os.close(each)
-            if not self._ready:
+            if not self._ready and not self._asleep():
                 self._refill()
 
     def _answer(self, message: object, fds: list[int]) -> None:
+        if isinstance(message, Expect):
+            self._expect(message)
         if not fds:
             return
+        self._last_request = _now()
         control = socket.socket(fileno=os.dup(fds[0]))
         try:
             if isinstance(message, Run):
@@ -207,16 +220,20 @@ class Launcher:
     # --- containers -------------------------------------------------------------------------------------------------
 
     def _run(self, request: Run, control: socket.socket, fds: list[int]) -> None:
-        prepared = None
-        if request.network == "none":
-            prepared = self._ready.pop() if self._ready else self._prepare("none")
-        else:
-            prepared = self._prepare(request.network)
-        self._running[prepared.pid] = request.scratch
+        room = request.room
+        prepared = self._take_furnished(room)
+        self._expected = [each for each in self._expected if each.id != room.id]
+        furnished = prepared is not None
+        if prepared is None:
+            prepared = self._ready.pop() if room.network == "none" and self._ready else self._prepare(room.network)
+        self._left.discard(room.scratch)
+        self._running[prepared.pid] = room.scratch
         try:
             with contextlib.suppress(OSError):  # the engine may be gone already; its silence ends the container
                 send(control, Accepted(prepared.pid), (prepared.pidfd,))
-            prepared.start(request, fds)
+            if not furnished:
+                prepared.furnish(room, fds[4:])
+            prepared.start(request, fds[:4])
         except OSError as problem:  # it died while it waited
             with contextlib.suppress(OSError):
                 send(control, Failed("ContainerStartError", f"a prepared container had died: {problem}"))
@@ -239,20 +256,91 @@ class Launcher:
             self._cgroups[prepared.pid] = cgroup
         return prepared
 
+    # --- the pool ---------------------------------------------------------------------------------------------------
+
+    def _patience(self) -> int | None:
+        """How long to wait for a request, in milliseconds, before there is something else to do."""
+        if self._asleep():
+            return None
+        if self._lacking() or self._unfurnished():
+            return _CALM
+        if not self._ready and not self._furnished:
+            return None
+        return max(_CALM, int((self._last_request + self._pool_idle - _now()) * 1000))
+
+    def _asleep(self) -> bool:
+        """Whether nobody has asked for so long that nothing should be kept waiting."""
+        return not self._ready and not self._furnished and _now() - self._last_request >= self._pool_idle
+
+    def _use_the_calm(self) -> None:
+        """Nobody asks: furnish what is expected, prepare what is lacking, let go of what is not asked for any more.
+
+        Preparing takes the same locks of the kernel (mounts, network namespaces) as the container that has just been
+        asked for, so it waits for a calm moment, unless there is none left.
+        """
+        if _now() - self._last_request >= self._pool_idle:
+            self._expected.clear()
+            for prepared in [*self._furnished, *self._ready]:
+                self._let_go(prepared)
+            return
+        expected = self._unfurnished()
+        if expected and self._ready:
+            self._furnish(expected[0], self._ready.pop())
+        self._refill()
+
     def _lacking(self) -> bool:
-        return not self._broken and len(self._ready) < self._configuration.pool_size
+        return not self._broken and len(self._ready) + len(self._furnished) < self._configuration.pool_size
 
     def _refill(self) -> None:
-        """Prepare one container more.
-
-        It takes the same locks of the kernel (mounts, network namespaces) as the container that has just been asked
-        for, so it waits for a calm moment, unless there is none left.
-        """
         if self._lacking():
             try:
                 self._ready.append(self._prepare("none"))
             except OSError:
                 self._broken = True  # the next request will meet the same problem and report it
+
+    def _expect(self, message: Expect) -> None:
+        most = max(0, self._configuration.pool_size - 1)  # one always waits for what nobody expects
+        self._expected = (
+            [*self._expected, *(room for room in message.rooms if room.network == "none")][-most:] if most else []
+        )
+        for folder in message.released:
+            self._left.discard(folder)
+            self._discard(folder)
+
+    def _unfurnished(self) -> list[Room]:
+        rooms = [each.room for each in self._furnished]
+        return [room for room in self._expected if room not in rooms]
+
+    def _furnish(self, room: Room, prepared: init.Prepared) -> None:
+        """Have a container-to-be build a room that nobody has asked for yet."""
+        try:
+            prepared.furnish(room, [], ahead=True)
+        except OSError:  # it died while it waited: collected by `_reap`
+            self._ready.append(prepared)
+            return
+        self._left.add(room.scratch)
+        self._furnished.append(prepared)
+        if len(self._furnished) >= self._configuration.pool_size:
+            self._let_go(self._furnished[0])
+
+    def _take_furnished(self, room: Room) -> init.Prepared | None:
+        """The waiting container that is exactly this room, if there is one, it lives, and it is fresh."""
+        for prepared in [each for each in self._furnished if each.room is not None and each.room.id == room.id]:
+            fresh = _now() - prepared.furnished_at < _STALE
+            if prepared.room == room and fresh and prepared.is_alive():
+                self._furnished.remove(prepared)
+                return prepared
+            self._let_go(prepared)
+        return None
+
+    def _let_go(self, prepared: init.Prepared) -> None:
+        """End a container that waits; `_reap` collects it, and its folder stays for a request that still names it."""
+        for waiting in (self._ready, self._furnished):
+            if prepared in waiting:
+                waiting.remove(prepared)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(prepared.pid, signal.SIGKILL)
+        prepared.close()
 
     def _reap(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -273,13 +361,21 @@ class Launcher:
                 os.rmdir(cgroup)
         scratch = self._running.pop(pid, "")
         if scratch:
-            with contextlib.suppress(OSError):
-                self._janitor.send(os.fsencode(scratch))
+            self._discard(scratch)
+        for prepared in [each for each in self._furnished if each.pid == pid]:  # it could not be built ahead
+            self._furnished.remove(prepared)
+            self._expected = [room for room in self._expected if room != prepared.room]
+            prepared.close()
         for prepared in [each for each in self._ready if each.pid == pid]:
             self._ready.remove(prepared)
             prepared.close()
             self._died_waiting += 1
             self._broken = self._died_waiting >= _MOST_DEATHS
+
+    def _discard(self, folder: str) -> None:
+        """Have a container's folder removed, whoever owns what is in it."""
+        with contextlib.suppress(OSError):
+            self._janitor.send(os.fsencode(folder))
 
     # --- cgroups ----------------------------------------------------------------------------------------------------
 
@@ -315,7 +411,7 @@ class Launcher:
         status = 1
         try:
             self._become_helper()
-            for prepared in self._ready:
+            for prepared in (*self._ready, *self._furnished):
                 prepared.close()
             self._channel.close()
             status = _perform(request, control, fds[1:])
@@ -345,17 +441,25 @@ class Launcher:
 
     def _end(self) -> None:
         """The engine is gone: every container dies, their writable layers are removed, cgroups too."""
-        for pid in [*self._running, *(prepared.pid for prepared in self._ready)]:
+        pids = [*self._running, *(prepared.pid for prepared in (*self._ready, *self._furnished))]
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in [*self._running, *(prepared.pid for prepared in self._ready)]:
+        for pid in pids:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
             self._forget(pid)
+        for folder in self._left:
+            self._discard(folder)
         self._janitor.close()
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
+
+
+def _now() -> float:
+    """Seconds, those in which the machine was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _note(number: int, frame: object) -> None:

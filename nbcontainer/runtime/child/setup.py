@@ -1,9 +1,9 @@
-"""Setting one container up: perform the operations, pivot, drop everything, execute.
+"""Setting one container up: perform the operations, pivot, settle in, and when the request is there, execute.
 
-Runs in the container's first process, still with all capabilities of the user namespace, current directory on the
-stage. Long because order is the point; each phase says what it relies on. Every access to the new root goes by
-directory descriptor and openat2, never by a joined string: the image is a stranger's (runc's CVEs of this class are
-the reason).
+Runs in the process that will become the command, at first with all capabilities of the user namespace and with the
+current directory on the stage. All but `execute` may happen long before the request. Long because order is the point;
+each phase says what it relies on. Every access to the new root goes by directory descriptor and openat2, never by a
+joined string: the image is a stranger's (runc's CVEs of this class are the reason).
 """
 
 from __future__ import annotations
@@ -11,22 +11,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux import mounts, processes, syscalls
 from nbcontainer.runtime.child import accounts, stage
+from nbcontainer.runtime.rootfs import SCRIPT_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from nbcontainer.runtime.protocol import Run
+    from nbcontainer.runtime.protocol import Execute, Room
 
-__all__ = ["SetupError", "build_root", "enter_root", "execute"]
+__all__ = ["Built", "SetupError", "build_root", "enter_root", "execute", "settle"]
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 _NO_LINKS = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
+_DEFAULT_FILTER = "default"
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 NULL_IN_ROOT = "dev/null"
@@ -43,10 +47,10 @@ class SetupError(Exception):
 # --- the root -------------------------------------------------------------------------------------------------------
 
 
-def build_root(request: Run, fds: list[int]) -> int:
+def build_root(room: Room, fds: list[int]) -> int:
     """Perform the operations; return a descriptor of the finished root."""
     root = -1
-    for step in request.operations:
+    for step in room.operations:
         kind = step["op"]
         try:
             if root < 0:
@@ -58,7 +62,7 @@ def build_root(request: Run, fds: list[int]) -> int:
             raise SetupError(f"{kind} at {where}: {_explain(problem, step)}") from problem
     if root < 0:
         raise SetupError("the request has no root file system")
-    if request.read_only_root:
+    if room.read_only_root:
         mounts.set_attributes(root, mounts.MOUNT_ATTR_RDONLY)
     return root
 
@@ -89,7 +93,7 @@ def _first_mount(step: dict[str, Any]) -> int:
 def _mount_overlay(target: str, step: dict[str, Any]) -> None:
     lower, upper, work = step["lower"], step["upper"], step["work"]
     if upper:
-        _make_upper(lower[0], upper, work)
+        _make_upper(lower[0], upper, work, fresh=step["volatile"])
     flags = ["userxattr", "volatile"] if step["volatile"] and upper else ["userxattr"]
     options = f"lowerdir={':'.join(_escape(layer) for layer in lower)}"
     if upper:
@@ -113,9 +117,14 @@ def _escape(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-def _make_upper(top: str, upper: str, work: str) -> None:
-    """Make the writable layer; its root takes the mode of the layer below, which the merged root would show."""
+def _make_upper(top: str, upper: str, work: str, *, fresh: bool) -> None:
+    """Make the writable layer; its root takes the mode of the layer below, which the merged root would show.
+
+    A `fresh` one replaces what a container that waited in vain has left there.
+    """
     for path in (upper, work):
+        if fresh and os.path.lexists(path):
+            shutil.rmtree(path, ignore_errors=True)
         try:
             os.mkdir(path, 0o755)
         except FileNotFoundError:
@@ -282,33 +291,61 @@ def enter_root(root: int) -> None:
 # --- from here on the root is the container's; nothing is imported, decoded or looked up by libraries of the image
 
 
-def execute(
-    request: Run,
-    program_filter: bytes,
-    stdio: tuple[int, int, int],
-    announce: Callable[[], None],
-    *,
-    may_set_groups: bool,
-) -> None:
-    """Become the command: user, directory, descriptors, capabilities, filter, execve. Returns only by raising."""
+@dataclass(frozen=True)
+class Built:
+    """A room that has been entered, and what `execute` needs of it. `script` is the open place for a cell's text."""
+
+    room: Room
+    account: accounts.Account
+    program_filter: bytes
+    script: int
+
+
+def settle(room: Room, program_filter: bytes, *, single_id: bool) -> Built:
+    """Do what needs no request: look the user up, make the working directory, drop what can be dropped already.
+
+    The filter is loaded here when it is the default one, which allows whatever `execute` still has to call. Where it
+    pretends changes of owners, identity and capabilities must be final before.
+    """
     try:
-        account = accounts.resolve(request.user, may_set_groups=may_set_groups)
+        account = accounts.resolve(room.user, may_set_groups=not single_id)
     except accounts.AccountError as problem:
         raise SetupError(str(problem), 126) from problem
-    environment = _environment(request, account)
+    script = -1
+    if room.script:
+        script = os.open(SCRIPT_PATH, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        os.fchmod(script, 0o444)
+    os.umask(0o022)
+    _make_working_directory(room.working_directory)
+    if _is_final(account, single_id=single_id):
+        _become(account, room)
+    if room.filter == _DEFAULT_FILTER:
+        _load_filter(room, program_filter)
+        program_filter = b""
+    return Built(room, account, program_filter, script)
+
+
+def _is_final(account: accounts.Account, *, single_id: bool) -> bool:
+    """Whether the command's identity can be taken on before its pipes are here, whose owner only root can change."""
+    return account.uid == 0 or single_id
+
+
+def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announce: Callable[[], None]) -> None:
+    """Become the command: descriptors, user, directory, execve. Returns only by raising."""
+    room, account = built.room, built.account
+    if built.script >= 0:
+        _fill(built.script, request.script)
+    environment = _environment(request, built)
     for target, source in enumerate(stdio):
         os.dup2(source, target, inheritable=True)
-        _give(target, account)
-    os.umask(0o022)
-    _make_working_directory(request.working_directory)
-    _become(account, request.user)
-    _enter_working_directory(request.working_directory)
+        if account.uid != 0:
+            _give(target, account)
+    if account.uid != 0:
+        _become(account, room)
+    _enter_working_directory(room.working_directory)
     program = _find_program(request.argv[0], environment)
-    if account.uid == 0:
-        processes.set_capabilities(frozenset(request.capabilities))
-    if request.no_new_privileges:
-        processes.forbid_new_privileges()
-    processes.load_filter(program_filter)
+    if built.program_filter:
+        _load_filter(room, built.program_filter)
     announce()
     try:
         os.execve(program, request.argv, environment)
@@ -316,8 +353,24 @@ def execute(
         raise _cannot_execute(request.argv[0], problem) from problem
 
 
-def _environment(request: Run, account: accounts.Account) -> dict[str, str]:
-    environment = {"PATH": _DEFAULT_PATH, "HOSTNAME": request.hostname, "HOME": account.home}
+def _fill(fd: int, text: str) -> None:
+    try:
+        view = memoryview(os.fsencode(text))
+        while view:
+            view = view[os.write(fd, view) :]
+        os.close(fd)
+    except OSError as problem:
+        raise SetupError(f"the cell's text cannot be put at {SCRIPT_PATH}: {problem.strerror}") from problem
+
+
+def _load_filter(room: Room, program_filter: bytes) -> None:
+    if room.no_new_privileges:
+        processes.forbid_new_privileges()
+    processes.load_filter(program_filter)
+
+
+def _environment(request: Execute, built: Built) -> dict[str, str]:
+    environment = {"PATH": _DEFAULT_PATH, "HOSTNAME": built.room.hostname, "HOME": built.account.home}
     environment.update(entry.partition("=")[::2] for entry in request.environment)
     return environment
 
@@ -329,7 +382,8 @@ def _give(fd: int, account: accounts.Account) -> None:
             os.fchown(fd, account.uid, account.gid)
 
 
-def _become(account: accounts.Account, asked: str) -> None:
+def _become(account: accounts.Account, room: Room) -> None:
+    """Take on the command's identity and, as root, its capabilities (another user's are dropped by the kernel)."""
     try:
         if account.groups is not None:
             os.setgroups(account.groups)
@@ -338,11 +392,13 @@ def _become(account: accounts.Account, asked: str) -> None:
             os.setresuid(account.uid, account.uid, account.uid)
     except OSError as problem:
         raise SetupError(
-            f"user {asked or '0'!r} ({account.uid}:{account.gid}) cannot be used: the id is outside this machine's"
+            f"user {room.user or '0'!r} ({account.uid}:{account.gid}) cannot be used: the id is outside this machine's"
             f" range for containers ({problem.strerror}); run as root (--user 0), or see `%container doctor` for"
             " subordinate ids",
             126,
         ) from problem
+    if account.uid == 0:
+        processes.set_capabilities(frozenset(room.capabilities))
 
 
 def _make_working_directory(path: str) -> None:
