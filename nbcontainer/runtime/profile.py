@@ -7,7 +7,15 @@ perf_event_open, keyrings, open_by_handle_at, mounting, new namespaces, kernel m
 
 from __future__ import annotations
 
-__all__ = ["ALWAYS", "BY_ARCHITECTURE", "BY_CAPABILITY", "PERSONALITIES", "SINCE_LINUX_4_8"]
+__all__ = [
+    "ALWAYS",
+    "BY_ARCHITECTURE",
+    "BY_CAPABILITY",
+    "NUMBERS",
+    "NUMBERS_BY_ARCHITECTURE",
+    "PERSONALITIES",
+    "SINCE_LINUX_4_8",
+]
 
 
 ALWAYS = """
@@ -128,3 +136,19 @@ riscv_flush_icache
 """.split(),
 }
 """Allowed on one machine architecture (as ``uname -m`` says it)."""
+
+NUMBERS = {
+    "pidfd_send_signal": 424, "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432,
+    "fspick": 433, "pidfd_open": 434, "clone3": 435, "close_range": 436, "openat2": 437, "pidfd_getfd": 438,
+    "faccessat2": 439, "process_madvise": 440, "epoll_pwait2": 441, "mount_setattr": 442, "quotactl_fd": 443,
+    "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446, "memfd_secret": 447,
+    "process_mrelease": 448, "futex_waitv": 449, "set_mempolicy_home_node": 450, "cachestat": 451, "fchmodat2": 452,
+    "map_shadow_stack": 453, "futex_wake": 454, "futex_wait": 455, "futex_requeue": 456, "statmount": 457,
+    "listmount": 458, "lsm_get_self_attr": 459, "lsm_set_self_attr": 460, "lsm_list_modules": 461, "mseal": 462,
+    "setxattrat": 463, "getxattrat": 464, "listxattrat": 465, "removexattrat": 466,
+}  # fmt: skip
+"""Calls since Linux 5.1, numbered alike on every architecture (include/uapi/asm-generic/unistd.h): for a libseccomp
+that does not know their names."""
+
+NUMBERS_BY_ARCHITECTURE = {"x86_64": {"uretprobe": 335}, "riscv64": {"riscv_hwprobe": 258}}
+"""The same for calls of one architecture."""

@@ -3,6 +3,9 @@
 Compiling takes some 30 ms and needs libseccomp; loading the bytes takes a fraction of a millisecond and needs
 neither, so the child only loads. On machines with a single id the filter also answers 0 to calls that change owners:
 nothing happens, but ``apt`` and ``dpkg``, which insist, go on (the way Charliecloud's ``--force=seccomp`` does).
+
+libseccomp's program is preceded by a head of ours (`newcalls`), so that what a container may call does not depend on
+the age of the library.
 """
 
 from __future__ import annotations
@@ -10,26 +13,34 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import hmac
 import json
 import os
 import tempfile
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer.errors import UnsupportedHost
-from nbcontainer.runtime import profile
+from nbcontainer.runtime import newcalls, profile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 __all__ = ["Rule", "compiled_profile", "profile_rules"]
 
 _CLONE_NAMESPACE_FLAGS = 0x7E020000
 _EPERM = 1
 _ENOSYS = 38
-_FORMAT = 3
+_FORMAT = 4
 _S_IFMT, _S_IFCHR, _S_IFBLK = 0o170000, 0o020000, 0o060000
 _AF_ALG, _AF_VSOCK = 38, 40
 _UNKNOWN_CALL = -1
+_X32_BIT = 0x40000000
+_MOST_BYTES = 4096 * 8
+"""BPF_MAXINSNS: the kernel takes no longer program."""
+_ARCHITECTURES = {name: name.upper() for name in ("x86_64", "aarch64", "riscv64", "ppc64le", "s390x")}
+"""libseccomp's names of machines."""
+_SECONDARY = {"x86_64": ("X86", "X32"), "aarch64": ("ARM",)}
+"""The other calls that a 64-bit kernel answers; they are filtered too, and an architecture not named is killed."""
 
 _OWNER_CALLS = [
     "chown",
@@ -108,32 +119,47 @@ def compiled_profile(cache: str, capabilities: frozenset[str], *, pretend_owners
     rules = profile_rules(capabilities, os.uname().machine, pretend_owners=pretend_owners)
     key = hashlib.sha256(json.dumps([_FORMAT, os.uname().machine, os.uname().release, rules]).encode()).hexdigest()
     path = os.path.join(cache, f"{key[:32]}.bpf")
-    try:
-        with open(path, "rb") as file:
-            program = file.read()
-    except OSError:
-        program = b""
-    if program and len(program) % 8 == 0:
+    program = _kept(path, key)
+    if program:
         return program
     program = _compile(rules)
     with contextlib.suppress(OSError):  # only a cache: a full disk must not keep containers from starting
-        _keep(program, path)
+        _keep(program, path, key)
     return program
 
 
-def _keep(program: bytes, path: str) -> None:
+def _kept(path: str, key: str) -> bytes:
+    """What was kept for these rules, or nothing: a machine that lost power leaves zeros, a full disk half a file."""
+    try:
+        with open(path, "rb") as file:
+            kept = file.read(hashlib.sha256().digest_size + _MOST_BYTES + 1)
+    except OSError:
+        return b""
+    seal, program = kept[:32], kept[32:]
+    if not program or len(program) % 8 or not hmac.compare_digest(seal, _seal(program, key)):
+        return b""
+    return program
+
+
+def _seal(program: bytes, key: str) -> bytes:
+    """A checksum that holds for these rules alone: another's program under this name does not pass."""
+    return hashlib.sha256(key.encode() + program).digest()
+
+
+def _keep(program: bytes, path: str, key: str) -> None:
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as aside:
         try:
-            aside.write(program)
+            aside.write(_seal(program, key) + program)
             aside.flush()
+            os.fsync(aside.fileno())
             os.replace(aside.name, path)
         except BaseException:
             os.unlink(aside.name)
             raise
 
 
-def _compile(rules: Iterable[Rule]) -> bytes:
+def _compile(rules: Sequence[Rule]) -> bytes:
     try:
         import pyseccomp as libseccomp
     except (ImportError, OSError, RuntimeError) as problem:
@@ -142,25 +168,50 @@ def _compile(rules: Iterable[Rule]) -> bytes:
             "`apt-get install libseccomp2`, `dnf install libseccomp` or `conda install -c conda-forge libseccomp`"
         ) from problem
     program = libseccomp.SyscallFilter(libseccomp.ERRNO(_EPERM))
-    _add_architectures(program, libseccomp)
+    for name in _SECONDARY.get(os.uname().machine, ()):
+        program.add_arch(getattr(libseccomp.Arch, name))
     _sort_as_tree(program, libseccomp)
     for name, errno, conditions in rules:
         number = libseccomp.resolve_syscall(libseccomp.Arch.NATIVE, name)
         if number == _UNKNOWN_CALL:
-            continue  # newer than this libseccomp: it stays refused
+            continue  # newer than this libseccomp, and said by the head; or of another architecture
         arguments = [libseccomp.Arg(at, getattr(libseccomp, operator), a, b) for at, operator, a, b in conditions]
         program.add_rule(libseccomp.ALLOW if errno is None else libseccomp.ERRNO(errno), number, *arguments)
     with tempfile.TemporaryFile() as file:
         program.export_bpf(file)
         file.seek(0)
-        return file.read()
+        return newcalls.head(_tables(rules, libseccomp), (_AF_ALG, _AF_VSOCK)) + file.read()
 
 
-def _add_architectures(program: Any, libseccomp: Any) -> None:
-    """Also filter the 32-bit calls that a 64-bit kernel answers; an architecture not named is killed."""
-    wanted = {"x86_64": ("X86", "X32"), "aarch64": ("ARM",)}.get(os.uname().machine, ())
-    for name in wanted:
-        program.add_arch(getattr(libseccomp.Arch, name))
+def _tables(rules: Sequence[Rule], libseccomp: Any) -> list[newcalls.Table]:
+    """For each way to call this kernel: which rules libseccomp does not know there, and where the profile ends."""
+    machine = os.uname().machine
+    native = getattr(libseccomp.Arch, _ARCHITECTURES.get(machine, ""), None)
+    if native is None:
+        return []  # libseccomp's program alone: newer calls stay refused
+    unconditional = {name: errno for name, errno, conditions in rules if not conditions}
+    tables = []
+    for name in (_ARCHITECTURES[machine], *_SECONDARY.get(machine, ())):
+        architecture, x32 = getattr(libseccomp.Arch, name), name == "X32"
+        own = profile.NUMBERS_BY_ARCHITECTURE.get(machine, {}) if architecture == native else {}
+        by_number = profile.NUMBERS | own
+        numbers = {call: libseccomp.resolve_syscall(architecture, call) for call, _, _ in rules}
+        answers = {
+            by_number[call] | (_X32_BIT if x32 else 0): errno
+            for call, errno in unconditional.items()
+            if numbers[call] == _UNKNOWN_CALL and call in by_number
+        }
+        tables.append(
+            newcalls.Table(
+                architecture=native if x32 else architecture,
+                answers=answers,
+                newest=max((*answers, *numbers.values())),
+                x32=x32,
+                socket=max(-1, numbers.get("socket", -1)),
+                socketcall=max(-1, numbers.get("socketcall", -1)),
+            )
+        )
+    return tables
 
 
 def _sort_as_tree(program: Any, libseccomp: Any) -> None:

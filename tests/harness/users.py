@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,7 @@ def run_as(
 @pytest.fixture(scope="session")
 def user_with_range(request: pytest.FixtureRequest) -> Iterator[User]:
     """Lend a user that has subordinate uids and gids."""
-    with _made_user(request, f"nbc-range-{os.getpid()}") as user:
+    with _made_user(request, f"nbc-range-{secrets.token_hex(4)}") as user:
         assert user.ranges, "useradd allotted no subordinate ids: see SUB_UID_COUNT in /etc/login.defs"
         yield user
 
@@ -104,7 +105,7 @@ def user_with_range(request: pytest.FixtureRequest) -> Iterator[User]:
 def user_without_range(request: pytest.FixtureRequest) -> Iterator[User]:
     """Lend a user that has no subordinate ids at all."""
     # useradd allots none to system users
-    with _made_user(request, f"nbc-single-{os.getpid()}", "--system") as user:
+    with _made_user(request, f"nbc-single-{secrets.token_hex(4)}", "--system") as user:
         assert not user.ranges
         yield user
 

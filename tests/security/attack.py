@@ -120,6 +120,29 @@ def make_socket(family: str) -> str:
     return "allowed"
 
 
+def make_wide_socket(family: str) -> str:
+    """Make one by a family that is another number to whoever compares 64 bits, and the same to the kernel."""
+    number = 41 if os.uname().machine == "x86_64" else 198
+    kind = socket.SOCK_SEQPACKET if family == "38" else socket.SOCK_STREAM
+    return outcome(libc.syscall(ctypes.c_long(number), ctypes.c_long(1 << 32 | int(family)), ctypes.c_long(kind), 0))
+
+
+def make_socket_by_interrupt(family: str) -> str:
+    """Make one as an old 32-bit program does: ``socketcall`` with its arguments in memory."""
+    if os.uname().machine != "x86_64":
+        return "refused ENOSYS"
+    # push rbx; eax, ebx, ecx = edi, esi, edx; int 0x80; pop rbx; cdqe; ret
+    code = bytes.fromhex("53 89f8 89f3 89d1 cd80 5b 4898 c3")
+    libc.mmap.restype = ctypes.c_void_p
+    any_access, private_anonymous_low = 7, 0x62
+    place = libc.mmap(None, ctypes.c_size_t(4096), any_access, private_anonymous_low, -1, ctypes.c_long(0))
+    ctypes.memmove(place, code, len(code))
+    kind = socket.SOCK_SEQPACKET if family == "38" else socket.SOCK_STREAM
+    ctypes.memmove(place + 64, struct.pack("=3I", int(family), kind, 0), 12)
+    made = ctypes.CFUNCTYPE(ctypes.c_long, *[ctypes.c_int] * 3)(place)(102, 1, place + 64)
+    return f"refused {errno.errorcode[-made]}" if -4096 < made < 0 else f"allowed {made}"
+
+
 def connect(where: str) -> str:
     """Reach a server: ``port:N`` on loopback, ``abstract:NAME``, or ``address:A``."""
     kind, _, name = where.partition(":")

@@ -136,6 +136,15 @@ def test_sockets(strike: Strike) -> None:
     assert answers[2:4] == ["allowed"] * 2
 
 
+@pytest.mark.parametrize("family", ["38", "40"])
+def test_ways_around_the_families(strike: Strike, family: str) -> None:
+    """Neither a family written as 64 bits nor the 32-bit `socketcall`, which Docker's profile overlooks, makes them."""
+    answers = strike(("make_wide_socket", family), ("make_socket_by_interrupt", family), ("make_wide_socket", "2"))
+    assert answers[0] == "refused EPERM"
+    assert answers[1] in {"refused EPERM", "refused ENOSYS"}
+    assert answers[2].startswith("allowed")
+
+
 def test_kernel_files(strike: Strike) -> None:
     """Files that steer the kernel cannot be written (CVE-2022-0492 and others)."""
     paths = """
