@@ -11,6 +11,7 @@ keys, this package's store, the machine's /run and /tmp.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 __all__ = [
     "HOST_IMAGE",
     "HostRoot",
+    "home_folders",
     "host_config",
+    "host_keys",
     "mount_points",
     "plan_as_root",
     "plan_as_user",
+    "present",
     "real_file_systems",
     "secrets",
 ]
@@ -36,20 +40,54 @@ HOST_IMAGE = "host"
 _REAL_TYPES = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay"})
 _REPLACED = ("/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp")  # noqa: S108 - the names of what is hidden
 _SECRET_IN_HOME = (
-    ".ssh", ".gnupg", ".aws", ".azure", ".config", ".docker", ".kube", ".oci", ".netrc", ".pgpass",
-    ".git-credentials", ".pypirc", ".npmrc", ".cargo/credentials", ".cargo/credentials.toml",
-    ".gem/credentials", ".huggingface", ".cache/huggingface/token", ".kaggle", ".boto", ".s3cfg",
-    ".databrickscfg", ".snowflake", ".jupyter", ".local/share/jupyter/runtime", ".local/share/keyrings",
-    ".local/share/nbcontainer", ".ipython/profile_default/security", ".ipython/profile_default/history.sqlite",
-    ".bash_history", ".zsh_history", ".python_history", ".psql_history", ".mysql_history", ".my.cnf",
-    ".vault-token", ".terraform.d", ".password-store", ".mozilla", ".thunderbird", ".Xauthority",
-    ".ICEauthority",
+    # keys, and what unlocks them
+    ".ssh", ".gnupg", ".pki", ".putty", ".password-store", ".local/share/keyrings", ".gnome2/keyrings",
+    ".local/share/kwalletd", ".vault-token", ".authinfo", ".authinfo.gpg", ".netrc", "_netrc", ".secrets", ".env",
+    ".envrc", ".Xauthority", ".ICEauthority", ".dbus", ".vnc", ".openvpn", ".bitcoin", ".ethereum", ".electrum",
+    # gh, gcloud, git/credentials, google-chrome, chromium, github-copilot, op, rclone, sops, doctl, pip, nushell, …
+    ".config",
+    # clouds and what deploys to them
+    ".aws", ".azure", ".oci", ".boto", ".s3cfg", ".passwd-s3fs", ".mc", ".rclone.conf", ".aliyun", ".bluemix",
+    ".kube", ".minikube", ".docker", ".terraform.d", ".terraformrc", ".pulumi", ".fly", ".netlify", ".wrangler",
+    ".cloudflared", ".ngrok2", ".snowflake", ".snowsql", ".databrickscfg", ".bigqueryrc", ".modal.toml", ".lightning",
+    ".ansible/galaxy_token", ".vault_pass",
+    # coding agents: keys, and whole conversations
+    ".claude", ".claude.json", ".codex", ".gemini", ".qwen", ".cursor", ".continue", ".codeium", ".windsurf",
+    ".copilot", ".aider.conf.yml", ".aider", ".local/share/opencode", ".local/share/goose", ".ollama/id_ed25519",
+    ".ollama/history",
+    # packages, code and data sets
+    ".git-credentials", ".hgrc", ".subversion/auth", ".pypirc", ".pip", ".condarc", ".continuum", ".npmrc",
+    ".yarnrc.yml", ".cargo/credentials", ".cargo/credentials.toml", ".gem/credentials", ".bundle/config",
+    ".composer/auth.json", ".m2/settings.xml", ".m2/settings-security.xml", ".gradle/gradle.properties",
+    ".nuget/NuGet", ".huggingface", ".cache/huggingface/token", ".cache/huggingface/stored_tokens", ".kaggle",
+    ".comet.config", ".local/share/uv/credentials",
+    # databases and mail
+    ".pgpass", ".my.cnf", ".mylogin.cnf", ".msmtprc", ".muttrc", ".mutt", ".fetchmailrc", ".getmail", ".mbsyncrc",
+    ".offlineimaprc", ".thunderbird", ".purple", ".local/share/evolution", "Maildir",
+    # browsers
+    ".mozilla", ".cache/mozilla", ".cache/google-chrome", ".cache/chromium", ".var/app", "snap/firefox",
+    "snap/chromium", "snap/thunderbird",
+    # histories: people type passwords
+    ".bash_history", ".zsh_history", ".zhistory", ".histfile", ".sh_history", ".ksh_history", ".ash_history",
+    ".history", ".local/share/fish", ".local/share/atuin", ".python_history", ".local/state/python_history",
+    ".node_repl_history", ".irb_history", ".Rhistory", ".julia/logs", ".psql_history", ".mysql_history",
+    ".sqlite_history", ".rediscli_history", ".mongodb", ".dbshell", ".lesshst", ".viminfo", ".local/share/nvim/shada",
+    # this notebook
+    ".jupyter", ".local/share/jupyter/runtime", ".local/share/nbcontainer", ".ipython/profile_default/security",
+    ".ipython/profile_default/history.sqlite", ".ipython/profile_default/history.sqlite-journal",
+    ".ipython/profile_default/log",
 )  # fmt: skip
 _SECRET_OF_SYSTEM = (
-    "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/sudoers.d", "/etc/ssl/private",
-    "/etc/krb5.keytab", "/etc/docker", "/etc/kubernetes", "/etc/wireguard",
-    "/etc/NetworkManager/system-connections", "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers",
-    "/var/lib/kubelet", "/var/lib/nbcontainer", "/var/lib/sudo",
+    "/etc/shadow", "/etc/shadow-", "/etc/gshadow", "/etc/gshadow-", "/etc/security/opasswd", "/etc/sudoers",
+    "/etc/sudoers.d", "/var/lib/sudo", "/var/backups", "/etc/ssl/private", "/etc/pki/tls/private", "/etc/letsencrypt",
+    "/etc/krb5.keytab", "/var/lib/sss", "/var/lib/samba/private", "/etc/credstore", "/etc/credstore.encrypted",
+    "/var/lib/systemd/credential.secret", "/etc/cryptsetup-keys.d", "/etc/luks", "/swapfile", "/swap.img",
+    "/etc/wireguard", "/etc/openvpn", "/etc/ipsec.secrets", "/etc/ipsec.d/private", "/etc/swanctl/private",
+    "/etc/ppp/chap-secrets", "/etc/ppp/pap-secrets", "/etc/NetworkManager/system-connections", "/etc/netplan",
+    "/etc/wpa_supplicant", "/etc/mysql/debian.cnf", "/etc/exim4/passwd.client", "/etc/postfix/sasl_passwd",
+    "/etc/postfix/sasl_passwd.db", "/var/mail", "/var/spool/mail", "/var/spool/cron", "/var/lib/cloud",
+    "/etc/docker", "/etc/containers/auth.json", "/etc/kubernetes", "/etc/rancher", "/var/lib/rancher",
+    "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/lib/kubelet", "/var/lib/nbcontainer",
 )  # fmt: skip
 _DEPTH = 3
 
@@ -158,14 +196,19 @@ def secrets(homes: Iterable[str], store: str, more: Sequence[str] = ()) -> tuple
     return tuple(path for path in (*listed, *_SECRET_OF_SYSTEM, store, *more) if path and not _replaced(path))
 
 
+def present(paths: Iterable[str]) -> tuple[str, ...]:
+    """Those of `paths` that are there, so that a start does not look for hundreds that are not."""
+    return tuple(path for path in paths if os.path.lexists(path))
+
+
 def home_folders(own: str) -> tuple[str, ...]:
-    """Every home folder there may be: our own, root's, and those in /home."""
+    """Every home folder there may be: our own, root's, those in /home, and those that /etc/passwd names."""
     homes = [own, "/root"]
-    try:
-        with os.scandir("/home") as entries:
-            homes += [entry.path for entry in entries]
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), os.scandir("/home") as entries:
+        homes += [entry.path for entry in entries]
+    with contextlib.suppress(OSError), open("/etc/passwd", encoding="utf-8", errors="surrogateescape") as accounts:
+        fields = (line.rstrip("\n").split(":") for line in accounts)
+        homes += [each[5] for each in fields if len(each) > 5 and each[5].startswith("/")]
     return tuple(dict.fromkeys(homes))
 
 

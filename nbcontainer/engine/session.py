@@ -101,11 +101,12 @@ class Session:
 
     def host_root(self, folder: str) -> tuple[Mount, ...]:
         """The mounts of a container on this machine's own root; raise `UnsupportedHost` where that cannot be."""
-        hidden = host_image.secrets(
+        listed = host_image.secrets(
             host_image.home_folders(os.path.expanduser("~")),
             self.settings.root,
             (*host_image.host_keys(), os.environ.get("JUPYTER_RUNTIME_DIR", "")),
         )
+        hidden = host_image.present(listed)
         if not self.privileged:
             return host_image.plan_as_user(self._points, folder, hidden).mounts
         cloned = self.runtime.host_lowers

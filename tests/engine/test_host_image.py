@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nbcontainer.engine.host_image import (
+    home_folders,
     host_config,
     mount_points,
     plan_as_root,
     plan_as_user,
+    present,
     real_file_systems,
     secrets,
 )
@@ -119,6 +121,56 @@ def test_secrets() -> None:
         "/x/runtime",
     } <= set(hidden)
     assert not any(path.startswith(("/tmp", "/run", "//", "/.")) for path in hidden)
+
+
+KEPT_BY_TOOLS = """
+    .ssh/id_ed25519 .aws/credentials .claude/.credentials.json .claude.json .codex/auth.json .gemini/oauth_creds.json
+    .config/gh/hosts.yml .config/gcloud/credentials.db .config/git/credentials .config/google-chrome .config/chromium
+    .azure/msal_token_cache.json .oci/config .kaggle/kaggle.json .huggingface/token .cache/huggingface/token .pypirc
+    .netrc .git-credentials .terraform.d/credentials.tfrc.json .vault-token .password-store/x.gpg
+    .local/share/keyrings/login.keyring .mozilla/firefox .thunderbird/profiles.ini .bash_history .zsh_history
+    .local/share/fish/fish_history .python_history .node_repl_history .ipython/profile_default/history.sqlite
+    .psql_history .viminfo .docker/config.json .kube/config .npmrc .cargo/credentials.toml .condarc .env
+    """
+
+
+@pytest.mark.parametrize("name", KEPT_BY_TOOLS.split())
+def test_each_secret_is_listed(name: str) -> None:
+    """What people's tools keep in a home folder is hidden: itself, or a folder above it."""
+    hidden = secrets(["/home/a"], "/store")
+    assert any(f"/home/a/{name}" == path or f"/home/a/{name}".startswith(f"{path}/") for path in hidden)
+
+
+def test_work_is_not_hidden() -> None:
+    """What people work with stays: code, packages, data, the caches of package managers."""
+    hidden = secrets(["/home/a"], "/store")
+    work = """
+        work/x.py .local/lib/python3.12 .local/bin .cache/pip .cargo/bin .gitconfig .bashrc .cache/huggingface/hub
+        .m2/repository .ipython/profile_default/startup .julia/packages
+    """
+    for name in work.split():
+        assert not any(f"/home/a/{name}" == path or f"/home/a/{name}".startswith(f"{path}/") for path in hidden), name
+
+
+def test_present(tmp_path: Path) -> None:
+    """Only what is there is hidden; a link counts, wherever it leads."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    names = [str(tmp_path / name) for name in ("file", "link", "none", "file/below")]
+    assert present(names) == tuple(names[:2])
+
+
+def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own, root's, those in /home and those of accounts elsewhere; a damaged account is left out."""
+    passwd = tmp_path / "passwd"
+    passwd.write_bytes(b"a:x:1:1::/srv/a:/bin/sh\nb:x:2:2\n\xff:x:3:3::/srv/\xff:/bin/sh\nc:x:4:4:::/bin/sh\n\n")
+    real_open, real_scandir = open, os.scandir
+    (tmp_path / "home/d").mkdir(parents=True)
+    monkeypatch.setattr(
+        "builtins.open", lambda path, *a, **k: real_open(passwd if path == "/etc/passwd" else path, *a, **k)
+    )
+    monkeypatch.setattr("nbcontainer.engine.host_image.os.scandir", lambda path: real_scandir(f"{tmp_path}{path}"))
+    assert home_folders("/own") == ("/own", "/root", f"{tmp_path}/home/d", "/srv/a", "/srv/\udcff")
 
 
 def test_config() -> None:

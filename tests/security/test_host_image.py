@@ -51,10 +51,26 @@ def secret_names() -> tuple[str, ...]:
         ".local/share/keyrings": "login.keyring", ".mozilla": "cookies.sqlite", ".oci": "key.pem", ".kaggle": "kaggle.json",
         ".ipython/profile_default/security": "ipcontroller.json", ".local/share/nbcontainer": "blob", ".terraform.d": "x",
         ".huggingface": "token", ".gem": "credentials", ".cargo": "credentials.toml", ".jupyter": "x", ".thunderbird": "x",
-        ".snowflake": "x",
+        ".snowflake": "x", ".claude": ".credentials.json", ".codex": "auth.json", ".gemini": "oauth_creds.json",
+        ".cache/huggingface/token": "", ".local/share/fish": "fish_history", ".local/share/atuin": "history.db",
+        ".pki": "nssdb/key4.db", "snap/firefox": "common/key4.db", ".var/app": "org.mozilla.firefox/key4.db",
     }  # fmt: skip
-    files = (".netrc", ".pgpass", ".git-credentials", ".pypirc", ".npmrc", ".bash_history", ".my.cnf", ".vault-token")
-    return (*(f"{folder}/{name}" for folder, name in folders.items()), *files)
+    files = (
+        ".netrc",
+        ".pgpass",
+        ".git-credentials",
+        ".pypirc",
+        ".npmrc",
+        ".bash_history",
+        ".my.cnf",
+        ".vault-token",
+        ".claude.json",
+        ".zsh_history",
+        ".python_history",
+        ".env",
+        ".condarc",
+    )
+    return (*(f"{folder}/{name}".rstrip("/") for folder, name in folders.items()), *files)
 
 
 @pytest.fixture
