@@ -8,7 +8,6 @@ document and the field. Nothing above this module sees a raw dict.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -37,6 +36,7 @@ __all__ = [
 DOCUMENT_LIMIT = 4 * 1024 * 1024
 """Largest manifest, index or config in bytes (as registries and containerd have it)."""
 _MAX_LAYERS = 1000
+_LARGEST_SIZE = 1 << 63
 _MAX_INDEX_ENTRIES = 10_000
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -256,7 +256,7 @@ class _Document:
         if len(data) > DOCUMENT_LIMIT:
             raise InvalidImage(f"the {name} is {len(data)} bytes, more than the {DOCUMENT_LIMIT} allowed")
         try:
-            fields = json.loads(data)
+            fields = json.loads(data.decode("utf-8", "replace"))
         except (ValueError, RecursionError) as problem:
             raise InvalidImage(f"the {name} is not JSON: {problem}") from problem
         if not isinstance(fields, dict):
@@ -288,7 +288,7 @@ class _Document:
         return value
 
     def text(self, key: str) -> str:
-        return self.get(key, str, "")
+        return _unicode(self.get(key, str, ""))
 
     def flag(self, key: str) -> bool:
         return self.get(key, bool, False)
@@ -297,17 +297,17 @@ class _Document:
         values: list[Any] = self.get(key, list, [])
         if not all(isinstance(value, str) for value in values):
             raise InvalidImage(f"the {self.name} has a {key} with an entry that is not text")
-        return tuple(values)
+        return tuple(_unicode(value) for value in values)
 
     def keys(self, key: str) -> tuple[str, ...]:
         values: dict[str, Any] = self.get(key, dict, {})
-        return tuple(values)
+        return tuple(_unicode(value) for value in values)
 
     def strings(self, key: str) -> Mapping[str, str]:
         values: dict[str, Any] = self.get(key, dict, {})
         if not all(isinstance(value, str) for value in values.values()):
             raise InvalidImage(f"the {self.name} has a {key} with a value that is not text")
-        return MappingProxyType(dict(values)) if values else _EMPTY
+        return MappingProxyType({_unicode(name): _unicode(value) for name, value in values.items()}) or _EMPTY
 
     def child(self, key: str, *, required: bool = True) -> _Document:
         if required and not isinstance(self.fields.get(key), dict):
@@ -323,6 +323,11 @@ class _Document:
         return [_Document(f"{key}[{number}] of the {self.name}", value) for number, value in enumerate(values)]
 
 
+def _unicode(text: str) -> str:
+    """`text` with U+FFFD for lone surrogates, which JSON can spell and no screen or file takes; Go reads them so."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _digest(text: str, where: str) -> Digest:
     try:
         return Digest.parse(text)
@@ -332,7 +337,7 @@ def _digest(text: str, where: str) -> Digest:
 
 def _descriptor(document: _Document) -> Descriptor:
     size = document.get("size", int, -1)
-    if size < 0:
+    if not 0 <= size < _LARGEST_SIZE:
         raise InvalidImage(f"{document.name} has no usable size")
     platform = None
     if isinstance(document.fields.get("platform"), dict):
@@ -342,7 +347,7 @@ def _descriptor(document: _Document) -> Descriptor:
     if encoded := document.text("data"):
         try:
             data = base64.b64decode(encoded, validate=True)
-        except binascii.Error as problem:
+        except ValueError as problem:  # binascii.Error, and what it says of text that is not ASCII
             raise InvalidImage(f"{document.name} has data that is not base64") from problem
         if len(data) != size or Digest.of(data) != _digest(document.text("digest"), document.name):
             data = None

@@ -80,13 +80,17 @@ def test_manifest() -> None:
         (manifest(layers=[{**LAYER, "digest": None}]), "no algorithm"),
         (manifest(layers=[{**LAYER, "urls": [1]}]), "urls"),
         (manifest(layers=[{**LAYER, "data": "!"}]), "not base64"),
+        (manifest(layers=[{**LAYER, "data": "é"}]), "not base64"),
+        (manifest(layers=[{**LAYER, "data": "\ud800"}]), "not base64"),
+        (manifest(layers=[{**LAYER, "size": 1 << 63}]), "no usable size"),
+        (manifest().decode().encode("utf-16"), "not JSON"),
         (manifest(annotations={"a": 1}), "annotations"),
         (manifest(mediaType=1), "mediaType that is int"),
         (manifest(mediaType=OCI_INDEX), "does not run"),
         (manifest(mediaType="application/vnd.oci.artifact.manifest.v1+json"), "does not run"),
         (manifest(manifests=[]), "both layers and manifests"),
     ],
-    ids=range(23),
+    ids=range(27),
 )
 def test_hostile_manifest(data: bytes, words: str) -> None:
     """A manifest that cannot be one is refused, naming the field; two kinds in one are ambiguous (CVE-2021-41190)."""
@@ -94,6 +98,15 @@ def test_hostile_manifest(data: bytes, words: str) -> None:
         Manifest.from_json(data)
     assert words in str(raised.value)
     assert len(str(raised.value)) < 1000
+
+
+def test_text_is_text() -> None:
+    """Halves of surrogate pairs, which JSON can spell and nobody can show, are read as Go reads them."""
+    config = {"Env": ["A=\ud800", "B=\U0001f600"], "Labels": {"\udfff": "\udc00\ud800"}, "Volumes": {"/\ud801": {}}}
+    document = {"os": "linux", "rootfs": {}, "author": "\ud800", "config": config}
+    read = ImageConfig.from_json(json.dumps(document).encode())
+    assert read.environment == ("A=\ufffd", "B=\U0001f600")
+    assert (read.labels, read.volumes, read.author) == ({"\ufffd": "\ufffd\ufffd"}, ("/\ufffd",), "\ufffd")
 
 
 def test_media_types_disagree() -> None:

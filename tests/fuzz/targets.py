@@ -1,0 +1,232 @@
+"""What is fuzzed: each target takes any bytes, and whatever it raises is a finding.
+
+A target with ``made`` in its name reads the bytes as decisions (`choices`) and makes nearly right input of them; the
+others take them as they are. What strangers send may be refused by the one exception of its reader and may do nothing
+else: leave the target's folder, leave descriptors open, or mean something else the second time.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nbcontainer.errors import InvalidImage, InvalidReference, StorageError
+from nbcontainer.layers.apply import ApplyLimits, apply
+from nbcontainer.model import ImageConfig, Reference
+from nbcontainer.model.oci import Index, Manifest, decode_document
+from nbcontainer.runtime.protocol import ProtocolError, decode, encode, receive
+from tests.fuzz.choices import Choices
+from tests.fuzz.generators import make_document, make_message, make_name, make_tar
+from tests.layers.layer_tars import folder, link, listing, member, tar, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["CORPUS", "TARGETS", "corpus"]
+
+CORPUS = Path(__file__).parent / "corpus"
+"""A folder for each target, of inputs that were interesting once."""
+
+
+def corpus(target: str) -> list[Path]:
+    """The kept inputs of a target."""
+    return sorted((CORPUS / target).glob("*"))
+
+
+# --- messages of the launcher -----------------------------------------------------------------------------------------
+
+
+def protocol(data: bytes) -> None:
+    """Bytes from a container's side are a message or `ProtocolError`, and a message survives the way back."""
+    try:
+        message = decode(data)
+    except ProtocolError:
+        return
+    assert decode(encode(message)) == message
+
+
+def protocol_made(data: bytes) -> None:
+    """The same for nearly right messages."""
+    protocol(make_message(Choices(data)))
+
+
+def datagram(data: bytes) -> None:
+    """A datagram with descriptors, or one whose message is in a file: what is refused leaves none open."""
+    choices = Choices(data)
+    body = choices.pick((b"\0file", b"\0file", b"", make_message(choices)))
+    before = len(os.listdir("/proc/self/fd"))
+    with contextlib.ExitStack() as undo:
+        ours, theirs = (undo.enter_context(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        sent = []
+        for _ in range(choices.number(5)):
+            sent.append(_some_file(choices))
+            undo.callback(os.close, sent[-1])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", sent))] if sent else []
+        theirs.sendmsg([body], rights)
+        received = None
+        with contextlib.suppress(ProtocolError):
+            received = receive(ours)
+        for fd in received[1] if received else ():
+            os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def _some_file(choices: Choices) -> int:
+    kind = choices.number(5)
+    if kind == 0:
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
+    if kind == 1:
+        return os.open(choices.pick(("/dev/zero", "/dev/null", "/", "/proc/self/mem")), os.O_RDONLY)
+    if kind == 2:
+        return os.open("/", os.O_PATH)
+    fd = os.memfd_create("message")
+    os.write(fd, make_message(choices) or b"x")
+    if kind == 3:
+        os.truncate(fd, choices.pick((0, 1, 1 << 40)))
+    return fd
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+_LIMITS = ApplyLimits(bytes=1 << 20, entries=500)
+_SECRET = "the machine's own"
+
+
+@functools.cache
+def _arena() -> Path:
+    """A folder with a lower layer full of links and a neighbour that must not change; targets come and go in it."""
+    arena = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, arena)
+    (arena / "outside").mkdir()
+    (arena / "outside/canary").write_text(_SECRET)
+    out, up = str(arena / "outside"), "../outside"
+    lower = tar(folder("d"), member("d/a", data=b"x"), link("l", out), link("up", up), link("out", "/../../outside"))
+    unpack(lower, arena / "lower", owners=False)
+    return arena
+
+
+@contextlib.contextmanager
+def _target(arena: Path, *, copied: bool) -> Iterator[Path]:
+    """An empty target in the arena, or one that starts as a copy of the lower layer."""
+    target = arena / "target"
+    if copied:
+        shutil.copytree(arena / "lower", target, symlinks=True)
+    else:
+        target.mkdir()
+    try:
+        yield target
+    finally:
+        for path in (target, *target.rglob("*")):  # or it could not be removed
+            if path.is_dir() and not path.is_symlink():
+                path.chmod(0o700)
+        shutil.rmtree(target)
+
+
+def layer(data: bytes, *, flat: bool = False, above: bool = False) -> None:
+    """A tar is applied or refused, and touches nothing but the target."""
+    _apply(data, flat=flat, above=above)
+
+
+def layer_made(data: bytes) -> None:
+    """The same for tars with hostile names, links, types and numbers, on lower layers and not."""
+    choices = Choices(data)
+    flat, above = bool(choices.number(2)), bool(choices.number(2))
+    _apply(make_tar(choices, os.fsencode(_arena() / "outside")), flat=flat, above=above)
+
+
+def _apply(data: bytes, *, flat: bool, above: bool) -> None:
+    arena = _arena()
+    before, descriptors = _seen(arena), len(os.listdir("/proc/self/fd"))
+    umask = os.umask(0o022)
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.umask, umask)
+        target = undo.enter_context(_target(arena, copied=flat and above))
+        stream = os.memfd_create("layer")
+        undo.callback(os.close, stream)
+        os.write(stream, data)
+        os.lseek(stream, 0, os.SEEK_SET)
+        fds = []
+        for path in (target, arena / "lower"):
+            fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+            undo.callback(os.close, fds[-1])
+        with contextlib.suppress(InvalidImage, StorageError):
+            apply(stream, fds[0], parents=fds[1:] if above else (), owners=False, flat=flat, limits=_LIMITS)
+        assert os.umask(0o022) == 0o022
+        assert _seen(arena) == before
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def _seen(arena: Path) -> object:
+    """Everything beside the target, times included."""
+    names = sorted(name for name in os.listdir(arena) if name != "target")
+    return [(name, listing(arena / name, times=True), _state(arena / name)) for name in names]
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def documents(data: bytes, media_type: str = "") -> None:
+    """A manifest, index or config is read or refused by `InvalidImage`, and says the same twice."""
+    for read in (
+        lambda: decode_document(data, media_type),
+        lambda: Manifest.from_json(data, media_type),
+        lambda: Index.from_json(data, media_type),
+        lambda: ImageConfig.from_json(data),
+    ):
+        with contextlib.suppress(InvalidImage):
+            assert read() == read()
+
+
+def documents_made(data: bytes) -> None:
+    """The same for nearly right documents."""
+    documents(*make_document(Choices(data)))
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def reference(data: bytes) -> None:
+    """A name is refused by `InvalidReference`, or written out it is the same name, and safe as a path."""
+    _reference(data.decode("utf-8", "replace"))
+
+
+def reference_made(data: bytes) -> None:
+    """The same for names out of the pieces of names."""
+    _reference(make_name(Choices(data)))
+
+
+def _reference(text: str) -> None:
+    try:
+        parsed = Reference.parse(text)
+    except InvalidReference:
+        return
+    assert Reference.parse(str(parsed)) == parsed
+    assert Reference.parse(parsed.familiar) == parsed
+    assert not any(part in {"", ".", ".."} for part in parsed.repository.split("/"))
+    assert str(parsed).isascii()
+    assert str(parsed).isprintable()
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    each.__name__: each
+    for each in (
+        protocol, protocol_made, datagram, layer, layer_made, documents, documents_made, reference, reference_made,
+    )
+}  # fmt: skip
