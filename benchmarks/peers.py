@@ -2,8 +2,8 @@
 
 A *contender* is one way to do the same thing. Contenders take turns (A B C … A B C …), so that a busy moment of the
 machine meets all of them; the medians of the rounds are compared. Nothing outside the temporary folder is used: a
-dockerd of our own with its own data and socket, a podman store, bundles, a registry on loopback. All of it ends with
-the `Stage`.
+dockerd of our own with its own data and socket, a podman store, bundles, a registry on loopback, file systems in files.
+All of it ends with the `Stage`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ __all__ = [
     "dockerd",
     "environment",
     "find",
+    "fresh_file_system",
     "json_report",
-    "leave_unified_cgroup",
     "open_stage",
+    "own_mounts",
     "podman",
     "print_environment",
     "print_table",
@@ -57,6 +58,7 @@ _TOOLS = {
     "bwrap": "--version", "runc": "--version", "crun": "--version", "podman": "--version", "docker": "--version",
     "dockerd": "--version", "skopeo": "--version", "umoci": "--version", "docker-registry": "--version",
 }  # fmt: skip
+_DISK_BYTES, _DISK_FILES = 12 << 30, 400_000
 _REGISTRY = """\
 version: 0.1
 log: {{level: error, accesslog: {{disabled: true}}}}
@@ -68,18 +70,21 @@ http: {{addr: "{host}"}}
 # --- the environment --------------------------------------------------------------------------------------------------
 
 
-def leave_unified_cgroup() -> None:
-    """Start this program again in a mount namespace without the hybrid cgroup v2 mount, if there is one and we may.
+def own_mounts() -> None:
+    """As root, start this program again in a mount namespace of its own, without the hybrid cgroup v2 mount.
 
-    crun and podman take a machine with ``/sys/fs/cgroup/unified`` for what it is not and fail; without the mount they
-    see cgroup v1. Every contender then runs in the same surroundings, ours too.
+    What is mounted there goes with the last process of the benchmark, however that ends. And crun and podman take a
+    machine with ``/sys/fs/cgroup/unified`` for what it is not and fail; without the mount they see cgroup v1. Every
+    contender then runs in the same surroundings, ours too.
     """
-    if os.geteuid() != 0 or _REEXECUTED in os.environ or not os.path.ismount(_UNIFIED):
+    if os.geteuid() != 0 or _REEXECUTED in os.environ:
         return
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
+        return  # root of a container that may not; the benchmark says later what it has to do without
     os.environ[_REEXECUTED] = "1"
     sys.stdout.flush()
-    script = f'umount {_UNIFIED}; exec "$@"'
-    os.execvp("unshare", ["unshare", "-m", "sh", "-c", script, "sh", sys.executable, *sys.argv])
+    script = f'if mountpoint -q {_UNIFIED}; then umount {_UNIFIED}; fi; exec "$@"'
+    os.execvp("unshare", ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, *sys.argv])
 
 
 def find(program: str) -> str | None:
@@ -167,7 +172,8 @@ class Stage:
 @contextlib.contextmanager
 def open_stage(folder: str | None = None) -> Iterator[Stage]:
     """Lend a `Stage`; afterwards everything started on it has ended and the folder is gone."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a killed benchmark still cleans up
+    for number in (signal.SIGINT, signal.SIGTERM):  # so that a benchmark that is ended cleans up, without a traceback
+        signal.signal(number, lambda got, _: sys.exit(128 + got))
     top = tempfile.mkdtemp(prefix="nbc-bench-", dir=folder)
     before = set(_cgroups())
     try:
@@ -199,6 +205,36 @@ def remove_tree(top: str) -> None:
         )
     if os.path.lexists(top):
         print(f"could not remove all of {top}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def fresh_file_system(stage: Stage, *, size: int = 0, files: int = 0) -> Iterator[Stage]:
+    """Lend a `Stage` on an ext4 made this moment, in a sparse file; afterwards both are gone.
+
+    `size` in bytes and `files` may ask for more than the usual 12 GiB and 400,000. Needs root and loop devices.
+    """
+    image, folder = stage.path("disk.img"), stage.path("disk")
+    os.mkdir(folder)
+    with contextlib.ExitStack() as undo:
+        undo.callback(remove_tree, folder)
+        undo.callback(Path(image).unlink, missing_ok=True)
+        check("truncate", "--size", str(max(size, _DISK_BYTES)), image)
+        inodes = ("-N", str(max(files, _DISK_FILES)))
+        check("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", *inodes, image)
+        check("mount", "-o", "loop", image, folder)
+        undo.callback(_unmount, folder)
+        with contextlib.ExitStack() as inner:
+            yield Stage(Path(folder), inner)
+
+
+def _unmount(folder: str) -> None:
+    """Unmount, also what a container engine has mounted below; what was killed just now may need a moment to let go."""
+    for _ in range(50):
+        if not subprocess.run(["umount", "--recursive", folder], capture_output=True, check=False).returncode:
+            return
+        time.sleep(0.1)
+    check("umount", "--recursive", "--lazy", folder)
+    print(f"{folder} was still in use when it was unmounted", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -294,13 +330,15 @@ def _nothing() -> None:
 class Contender:
     """One way to do it: `act` is timed, `before` and `after` are not; `act` may answer its own figure of seconds.
 
-    `rounds` is its own limit, for the slow ones. One that fails is reported with the last line of its `problem`.
+    `tidy` follows every round, also one that failed or was interrupted. `rounds` is its own limit, for the slow ones.
+    One that fails is reported with the last line of its `problem`.
     """
 
     name: str
     act: Callable[[], float | None]
     before: Callable[[], None] = _nothing
     after: Callable[[], None] = _nothing
+    tidy: Callable[[], object] = _nothing
     rounds: int | None = None
     seconds: list[float] = field(default_factory=list)
     problem: str = ""
@@ -332,6 +370,8 @@ def alternate(contenders: Sequence[Contender], rounds: int, *, warm_up: int, pau
             except Exception as problem:  # noqa: BLE001 - one contender's failure is a line of the table
                 contender.problem = str(problem) or repr(problem)
                 continue
+            finally:
+                contender.tidy()
             if number >= warm_up:
                 contender.seconds.append(took if told is None else told)
 

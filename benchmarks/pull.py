@@ -9,25 +9,32 @@ the interpreter's own start, `docker pull`, `podman pull`, and `skopeo copy` fol
 store is empty and the disk's queue is drained; after each the image runs ``true``. Memory is the peak of the sum of the
 resident sets of all its processes (docker's daemon and containerd included), sampled: pages they share are counted more
 than once.
+
+As root every pull goes to a file system made for it. ext4 avoids inodes that were in use some seconds ago, so on one
+file system whoever comes after the removal of 47,000 files pays for them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import peers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 _OURS = "nbcontainer"
 _PACKAGES = "python3-numpy,python3-pandas,python3-matplotlib"
@@ -47,15 +54,16 @@ def main() -> None:
         help="an OCI image with a zstd layer, as skopeo pushes it, and not schema 2 with gzip, as docker does",
     )
     options = parser.parse_args()
-    peers.leave_unified_cgroup()
+    peers.own_mounts()
     facts = peers.environment()
     peers.print_environment(facts)
     compression = "zstd" if options.zstd else "gzip"
     with peers.open_stage(options.temporary) as stage:
         host = stage.undo.enter_context(peers.registry(stage))
         tar = stage.root_tar(options.tar, options.packages)
-        image = push(stage, tar, host, compression)
-        contenders = make_contenders(stage, image, tuple(filter(None, options.only.split(","))))
+        image, files = push(stage, tar, host, compression)
+        ground = choose_ground(stage, size=4 * os.path.getsize(tar), files=4 * files)
+        contenders = make_contenders(image, ground, tuple(filter(None, options.only.split(","))))
         peers.alternate(list(contenders), options.rounds, warm_up=0, pause=0)
         peers.print_table(contenders, ("docker", _OURS), scale=1, unit="s")
         memory = {each.name: watch.peak for each, watch in contenders.items() if each.seconds}
@@ -66,8 +74,8 @@ def main() -> None:
 # --- the image --------------------------------------------------------------------------------------------------------
 
 
-def push(stage: peers.Stage, tar: str, host: str, compression: str) -> str:
-    """Push the tar as an image of one layer, compressed by skopeo on its way; answer its name."""
+def push(stage: peers.Stage, tar: str, host: str, compression: str) -> tuple[str, int]:
+    """Push the tar as an image of one layer, compressed by skopeo on its way; answer its name and how many files."""
     print(f"pushing with {compression} …", flush=True)
     layout = Path(stage.path("layout"))
     blobs = layout / "blobs" / "sha256"
@@ -100,7 +108,7 @@ def push(stage: peers.Stage, tar: str, host: str, compression: str) -> str:
     sent = peers.check("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{image}")
     size = sum(each["size"] for each in json.loads(sent)["layers"])
     print(f"{os.path.getsize(tar) / 1e6:.0f} MB in {names} entries, {size / 1e6:.0f} MB compressed\n", flush=True)
-    return image
+    return image, names
 
 
 def _digest(path: str) -> str:
@@ -126,14 +134,14 @@ def _descriptor(digest: str, size: int, media_type: str) -> dict[str, Any]:
 
 
 class Watch:
-    """Runs commands and knows the most memory that they, and the processes `also` and theirs, have had at once."""
+    """Runs commands and knows the most memory that they, and the process `also` with its own, have had at once."""
 
-    def __init__(self, also: int | None = None) -> None:
+    def __init__(self) -> None:
         self.peak = 0
-        self._also = also
+        self.also: int | None = None
 
     def command(self, *argv: str, **variables: str) -> None:
-        """Run a command to its end, sampling."""
+        """Run a command to its end, sampling; interrupted, it is ended."""
         with subprocess.Popen(
             argv,
             env={**os.environ, **variables},
@@ -142,11 +150,14 @@ class Watch:
             stderr=subprocess.PIPE,
         ) as process:
             over = threading.Event()
-            tops = [process.pid] if self._also is None else [process.pid, self._also]
+            tops = [process.pid] if self.also is None else [process.pid, self.also]
             sampler = threading.Thread(target=self._sample, args=(tops, over))
             sampler.start()
             try:
                 _, complaint = process.communicate()
+            except BaseException:
+                process.terminate()
+                raise
             finally:
                 over.set()
                 sampler.join()
@@ -177,12 +188,65 @@ def _resident(pid: int) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
+# --- where the pulled image goes --------------------------------------------------------------------------------------
+
+Ground = Callable[[], "AbstractContextManager[peers.Stage]"]
+"""Lends an empty place for one pull; nothing of it is left when the next one begins."""
+
+
+def choose_ground(stage: peers.Stage, *, size: int, files: int) -> Ground:
+    """A new file system for every pull where that can be had, else a new folder; say which, and why."""
+    fresh = partial(peers.fresh_file_system, stage, size=size, files=files)
+    reason = "that takes root"
+    if os.geteuid() == 0:
+        try:
+            with fresh():
+                pass
+        except (OSError, RuntimeError) as problem:
+            reason = str(problem).strip().splitlines()[-1]
+        else:
+            print("every pull goes to an ext4 made for it, in a file below " + str(stage.folder))
+            return fresh
+    print(
+        f"every pull goes to a new folder below {stage.folder}, not to a file system of its own: {reason}.\n"
+        "ext4 avoids inodes that were in use some seconds ago, so each pull may be slowed by the removal before it"
+    )
+    return partial(folder_ground, stage)
+
+
+@contextlib.contextmanager
+def folder_ground(stage: peers.Stage) -> Iterator[peers.Stage]:
+    """Lend a folder of the stage."""
+    folder = Path(stage.path("disk"))
+    folder.mkdir()
+    try:
+        with contextlib.ExitStack() as undo:
+            yield peers.Stage(folder, undo)
+    finally:
+        peers.remove_tree(str(folder))
+
+
 # --- the contenders ---------------------------------------------------------------------------------------------------
 
 
-def make_contenders(stage: peers.Stage, image: str, only: tuple[str, ...]) -> dict[peers.Contender, Watch]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """One pull, prepared: what is timed, and what proves that the image is ready."""
+
+    act: Callable[[], None]
+    prove: Callable[[], object]
+
+
+class Recipe(Protocol):
+    """How one contender pulls."""
+
+    def __call__(self, stage: peers.Stage, image: str, watch: Watch) -> Pull:
+        """Prepare a pull of an image into an empty stage."""
+
+
+def make_contenders(image: str, ground: Ground, only: tuple[str, ...]) -> dict[peers.Contender, Watch]:
     """Set everybody up who is here."""
-    recipes: dict[str, tuple[tuple[str, ...], Callable[[peers.Stage, str], tuple[peers.Contender, Watch]]]] = {
+    recipes: dict[str, tuple[tuple[str, ...], Recipe]] = {
         _OURS: ((), ours),
         "docker": (("docker", "dockerd"), docker),
         "podman": (("podman",), podman),
@@ -196,84 +260,91 @@ def make_contenders(stage: peers.Stage, image: str, only: tuple[str, ...]) -> di
         if absent or (name == "docker" and os.geteuid() != 0):
             print(f"{name}: absent ({', '.join(absent) or 'dockerd needs root'})")
             continue
-        contender, watch = recipe(stage, image)
+        watch = Watch()
+        rounds = Rounds(ground, partial(recipe, image=image, watch=watch))
+        contender = peers.Contender(
+            name=name, before=rounds.before, act=rounds.act, after=rounds.after, tidy=rounds.tidy
+        )
         contenders[contender] = watch
+    print(flush=True)
     return contenders
 
 
-def ours(stage: peers.Stage, image: str) -> tuple[peers.Contender, Watch]:
-    """Our own command, on a new store each time."""
-    watch = Watch()
-    root = stage.path("ours")
+class Rounds:
+    """What one contender does in its rounds, each on new ground."""
+
+    def __init__(self, ground: Ground, prepare: Callable[[peers.Stage], Pull]) -> None:
+        self._ground = ground
+        self._prepare = prepare
+        self._held = contextlib.ExitStack()
+        self._pull: Pull | None = None
+
+    def before(self) -> None:
+        """Get ground and prepare a pull on it."""
+        self._pull = self._prepare(self._held.enter_context(self._ground()))
+        os.sync()
+
+    def act(self) -> None:
+        """Pull."""
+        assert self._pull is not None
+        self._pull.act()
+
+    def after(self) -> None:
+        """See that the image runs."""
+        assert self._pull is not None
+        self._pull.prove()
+
+    def tidy(self) -> None:
+        """Leave the ground, whatever happened on it."""
+        self._pull = None
+        self._held.close()
+
+
+def ours(stage: peers.Stage, image: str, watch: Watch) -> Pull:
+    """Our own command."""
     command = (sys.executable, "-m", "nbcontainer")
+    surroundings = {"NBCONTAINER_ROOT": stage.path("ours"), "TMPDIR": str(stage.folder)}
+    return Pull(
+        act=partial(watch.command, *command, "pull", image, **surroundings),
+        prove=partial(
+            peers.check, *command, "run", "--pull", "never", image, "true", env={**os.environ, **surroundings}
+        ),
+    )
 
-    def after() -> None:
-        peers.check(*command, "run", "--pull", "never", image, "true", env={**os.environ, "NBCONTAINER_ROOT": root})
-        peers.remove_tree(root)
 
-    act = partial(watch.command, *command, "pull", image, NBCONTAINER_ROOT=root)
-    return peers.Contender(name=_OURS, act=act, before=os.sync, after=after), watch
-
-
-def docker(stage: peers.Stage, image: str) -> tuple[peers.Contender, Watch]:
-    """A dockerd of our own; the image is removed after each pull."""
+def docker(stage: peers.Stage, image: str, watch: Watch) -> Pull:
+    """A dockerd of our own, started anew."""
     program = stage.undo.enter_context(peers.dockerd(stage))
-    watch = Watch(also=int(Path(stage.path("docker.pid")).read_text(encoding="ascii")))
-
-    def before() -> None:
-        if peers.check(*program, "images", "--all", "--quiet"):
-            raise RuntimeError("docker's store is not empty")
-        os.sync()
-
-    def after() -> None:
-        peers.check(*program, "run", "--rm", "--network", "none", image, "true")
-        peers.check(*program, "rmi", "--force", image)
-
-    act = partial(watch.command, *program, "pull", "--quiet", image)
-    return peers.Contender(name="docker", act=act, before=before, after=after), watch
+    watch.also = int(Path(stage.path("docker.pid")).read_text(encoding="ascii"))
+    return Pull(
+        act=partial(watch.command, *program, "pull", "--quiet", image),
+        prove=partial(peers.check, *program, "run", "--rm", "--network", "none", image, "true"),
+    )
 
 
-def podman(stage: peers.Stage, image: str) -> tuple[peers.Contender, Watch]:
-    """A store of its own; the image is removed after each pull."""
-    watch = Watch()
+def podman(stage: peers.Stage, image: str, watch: Watch) -> Pull:
+    """A store of its own, which a first command has laid out."""
     program = peers.podman(stage)
-
-    def before() -> None:
-        if peers.check(*program, "images", "--all", "--quiet"):
-            raise RuntimeError("podman's store is not empty")
-        os.sync()
-
-    def after() -> None:
-        peers.check(*program, "run", "--rm", "--network", "none", *peers.PODMAN_LIMITS, image, "true")
-        peers.check(*program, "rmi", "--force", image)
-
-    act = partial(watch.command, *program, "pull", "--quiet", "--tls-verify=false", image)
-    return peers.Contender(name="podman", act=act, before=before, after=after), watch
+    peers.check(*program, "images", "--quiet")
+    pull = ("pull", "--quiet", "--tls-verify=false", image)
+    return Pull(
+        act=partial(watch.command, *program, *pull, TMPDIR=str(stage.folder)),
+        prove=partial(peers.check, *program, "run", "--rm", "--network", "none", *peers.PODMAN_LIMITS, image, "true"),
+    )
 
 
-def umoci(stage: peers.Stage, image: str) -> tuple[peers.Contender, Watch]:
+def umoci(stage: peers.Stage, image: str, watch: Watch) -> Pull:
     """Fetched into an OCI layout, then unpacked into a bundle."""
-    watch = Watch()
     layout, bundle = stage.path("umoci-layout"), stage.path("umoci-bundle")
     rootless = () if os.geteuid() == 0 else ("--rootless",)
 
     def act() -> None:
         fetch = ("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false")
-        watch.command(*fetch, f"docker://{image}", f"oci:{layout}:1")
+        watch.command(*fetch, f"docker://{image}", f"oci:{layout}:1", TMPDIR=str(stage.folder))
         watch.command("umoci", "unpack", *rootless, "--image", f"{layout}:1", bundle)
 
-    def after() -> None:
-        confine = ("chroot", f"{bundle}/rootfs") if os.geteuid() == 0 else ("bwrap", "--bind", f"{bundle}/rootfs", "/")
-        peers.check(*confine, "true")
-        clear()
-
-    def clear() -> None:
-        for folder in (layout, bundle):
-            if os.path.exists(folder):
-                peers.remove_tree(folder)
-        os.sync()
-
-    return peers.Contender(name="skopeo+umoci", act=act, before=clear, after=after), watch
+    confine = ("chroot", f"{bundle}/rootfs") if os.geteuid() == 0 else ("bwrap", "--bind", f"{bundle}/rootfs", "/")
+    return Pull(act=act, prove=partial(peers.check, *confine, "true"))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def main() -> None:
     peers.add_common_options(parser, rounds=30)
     parser.add_argument("--pause", type=float, default=0.05, help="seconds between two measurements (default 0.05)")
     options = parser.parse_args()
-    peers.leave_unified_cgroup()
+    peers.own_mounts()
     facts = peers.environment()
     peers.print_environment(facts)
     with peers.open_stage(options.temporary) as stage:
