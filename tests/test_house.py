@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import nbcontainer
 
 HOUSE = Path(nbcontainer.__file__).parent
+CHECKOUT = Path(__file__).parents[1]
 MODULES = sorted(path for path in HOUSE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
@@ -163,3 +165,43 @@ def test_extension_is_light() -> None:
 def test_container_child_is_light() -> None:
     """What runs in front of every container is the standard library and bedrock."""
     assert loaded_by("import nbcontainer.runtime.child, nbcontainer._linux.features") == set()
+
+
+def test_package_is_typed() -> None:
+    """What pyproject says of types is true for those who install the package: PEP 561's marker is in it."""
+    assert (HOUSE / "py.typed").is_file()
+
+
+def requirements(lines: list[str]) -> dict[str, str]:
+    """Return the least version of each distribution named in requirement lines."""
+    found = (re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line) for line in lines)
+    return {each[1]: each[2] for each in found if each}
+
+
+def test_conda_environment_agrees_with_pyproject() -> None:
+    """environment.yml has everything a user of notebooks needs, with the same bounds, in a form that pip accepts."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    whole = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = whole["project"]
+    wanted = requirements(
+        [*project["dependencies"], *project["optional-dependencies"]["demo"], *whole["build-system"]["requires"]]
+    )
+    wanted["python"] = project["requires-python"].removeprefix(">=")
+    wanted["python-isal"] = wanted.pop("isal")  # its name on conda-forge
+    text = (CHECKOUT / "environment.yml").read_text(encoding="utf-8")
+    conda, _, pip = text.partition("- pip:\n")
+    entries = [line.strip().removeprefix("- ") for line in (conda + pip).splitlines()]
+    offered = requirements(entries)
+    assert {name: offered.get(name) for name in wanted} == wanted
+    # a requirements file knows no other option of "pip install" on such a line
+    options = [entry for entry in entries if entry.startswith("-")]
+    assert options == ["--editable ."]
+
+
+def test_wheel_carries_the_settings() -> None:
+    """What pyproject hands to the wheel from outside the package exists."""
+    tomllib = pytest.importorskip("tomllib")
+    whole = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
+    shared = whole["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
+    assert shared == {"jupyter-config/ipython": "etc/ipython"}
+    assert [path.name for path in (CHECKOUT / "jupyter-config/ipython").glob("*.py")] == ["nbcontainer_config.py"]

@@ -303,7 +303,7 @@ class Message(str):
 
     def _repr_html_(self) -> str:
         lines = "\n".join(escape(line) for line in self.split("\n"))
-        return f"<pre>{lines}</pre>"
+        return f'<pre style="margin:0">{lines}</pre>'  # JupyterLab would indent it by two ems
 
 
 class Report:
