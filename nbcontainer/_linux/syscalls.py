@@ -16,6 +16,7 @@ __all__ = [
     "RESOLVE_NO_MAGICLINKS",
     "RESOLVE_NO_SYMLINKS",
     "close_range",
+    "file_system_type",
     "openat2",
     "prctl",
     "set_child_subreaper",
@@ -117,3 +118,15 @@ def sethostname(name: str) -> None:
     encoded = os.fsencode(name)
     if _libc.sethostname(ctypes.c_char_p(encoded), ctypes.c_size_t(len(encoded))) != 0:
         raise failure("sethostname", name)
+
+
+class _FileSystem(ctypes.Structure):
+    _fields_ = (("kind", ctypes.c_long), ("rest", ctypes.c_long * 31))
+
+
+def file_system_type(fd: int) -> int:
+    """The magic number of the file system that holds `fd` (fstatfs(2), ``f_type``)."""
+    found = _FileSystem()
+    if _libc.fstatfs(ctypes.c_int(fd), ctypes.byref(found)) != 0:
+        raise failure("fstatfs", fd)
+    return int(found.kind) & 0xFFFFFFFF

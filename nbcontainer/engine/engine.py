@@ -19,14 +19,18 @@ import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from nbcontainer.engine import host_image
+from nbcontainer.engine import files, host_image
+from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage
 from nbcontainer.engine.running import OutputSink, RunRequest, Subject, carry_out, place
 from nbcontainer.engine.session import Session
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.views import (
+    Change,
+    CommittedImage,
     ContainerDetail,
     ContainerSummary,
+    CopyResult,
     DiskUsage,
     HistoryLine,
     ImageDetail,
@@ -238,6 +242,80 @@ class Engine:
             self._end(stored)
         self._connect().discard(stored.directory)
         return stored.summary()
+
+    # --- files of containers ----------------------------------------------------------------------------------------
+
+    def copy_from(
+        self,
+        container: str,
+        path: str,
+        target: str | BinaryIO,
+        *,
+        archive: bool = False,
+        follow_link: bool = False,
+    ) -> CopyResult:
+        """Copy a file or folder out of a container, running or ended: to a path, or as a tar to an open file.
+
+        The rules are those of ``docker cp``: a folder is copied into an existing `target`, what is in it when `path`
+        ends with ``/.``; the copies belong to the caller unless `archive` keeps owners (and set-user-id bits), which
+        takes root; a link is copied as a link unless `follow_link`. Relative paths start at the container's root.
+        Raises `NotFound`, `InvalidInput`, `Conflict` or `StorageError`.
+        """
+        source = files.ContainerPath.parse(path)
+        stored = self._records.find(container)
+        return files.copy_from(self._connect(), stored, source, target, archive=archive, follow_link=follow_link)
+
+    def copy_to(
+        self,
+        source: str | BinaryIO,
+        container: str,
+        path: str,
+        *,
+        archive: bool = False,
+        follow_link: bool = False,
+    ) -> CopyResult:
+        """Copy a file or folder of this machine, or what is in an open tar file, into a container, running or ended.
+
+        As `copy_from`, the other way round: the copies belong to the container's root unless `archive` keeps the
+        numbers of their owners. A tar (plain, gzip or zstd) is unpacked into `path`, an existing folder.
+        """
+        target = files.ContainerPath.parse(path)
+        stored = self._records.find(container)
+        return files.copy_to(self._connect(), stored, source, target, archive=archive, follow_link=follow_link)
+
+    def diff(self, container: str) -> tuple[Change, ...]:
+        """What a container, running or ended, has added, changed and deleted, by path."""
+        return files.changes(self._connect(), self._records.find(container))
+
+    def export(self, container: str, target: str | BinaryIO) -> CopyResult:
+        """Write all files of a container, image and changes in one, as a tar: to a path, or to an open file.
+
+        Volumes, ``/proc``, ``/sys`` and ``/dev`` are not among them. A file given by path appears when it is complete.
+        """
+        return files.export(self._connect(), self._records.find(container), target)
+
+    def commit(
+        self,
+        container: str,
+        name: str = "",
+        *,
+        message: str = "",
+        author: str = "",
+        changes: Sequence[str] = (),
+    ) -> CommittedImage:
+        """Make an image of what a container has changed, on top of the image it was started from.
+
+        `changes` are Dockerfile instructions (CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, USER, VOLUME, WORKDIR);
+        the rest of the image's settings stay, and nothing of how the container was run is written into it. Without
+        `name` the image can be used by its id.
+        """
+        session = self._connect()
+        with lock_store(self.settings.root, shared=True):
+            stored = self._records.find(container)
+            image, size, notices = commit(session, stored, name, message=message, author=author, changes=changes)
+        return CommittedImage(
+            image=self._summary(image), layer=image.manifest.layers[-1].digest, size=size, notices=notices
+        )
 
     # --- the engine itself ------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
+from nbcontainer.engine.roots import saved_root
 from nbcontainer.engine.successors import new_container_id
 from nbcontainer.errors import (
     ContainerExit,
@@ -106,6 +107,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         "command": list(spec.argv),
         "created": time.time(),
         "keep": keep,
+        **({} if subject.chain else {"root": saved_root(spec.root, session.records.path(container))}),
     }
     record = session.records.create(container, fields)
     return Placed(subject=subject, spec=spec, record=record, started=started, kind=kind)

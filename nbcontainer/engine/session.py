@@ -31,7 +31,12 @@ __all__ = ["Session"]
 
 _FOLDERS = ("run", "containers", "snapshots")
 _REMOVE = "nbcontainer.layers.remove:serve"
-_TASK_MODULES = ("nbcontainer.layers.apply", "nbcontainer.layers.remove", "nbcontainer.layers.copying")
+_TASK_MODULES = (
+    "nbcontainer.layers.apply",
+    "nbcontainer.layers.remove",
+    "nbcontainer.layers.copying",
+    "nbcontainer.engine.inside",
+)
 
 
 class Session:

@@ -22,6 +22,7 @@ from nbcontainer.model import Reference
 if TYPE_CHECKING:
     from nbcontainer.engine.doctor import DoctorReport
     from nbcontainer.engine.views import (
+        Change,
         ContainerDetail,
         ContainerSummary,
         DiskUsage,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from nbcontainer.model import Digest
 
 __all__ = [
+    "Changes",
     "Column",
     "Document",
     "Message",
@@ -232,6 +234,22 @@ class Table(Sequence[_Row]):
         heading = f"<thead><tr>{head}</tr></thead>" if self.heading else ""
         caption = f"<p><small>{escape(self.caption)}</small></p>" if self.caption else ""
         return f"<table>{heading}<tbody>{body}</tbody></table>{caption}"
+
+
+class Changes(Table["Change"]):
+    """What a container changed: a line for each path, as docker prints it, and a table in a notebook."""
+
+    def __init__(self, rows: Sequence[Change]) -> None:
+        columns = (Column["Change"]("KIND", lambda row: row.kind), Column["Change"]("PATH", lambda row: row.path))
+        super().__init__(columns, rows)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{row.kind} {printable(row.path)}" for row in self.rows) or "nothing has changed"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return super()._repr_html_() if self.rows else "<p>nothing has changed</p>"
 
 
 def _align(column: Column[Any]) -> str:

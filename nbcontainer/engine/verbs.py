@@ -33,6 +33,7 @@ from nbcontainer.engine.command_line import (
     verb_help,
 )
 from nbcontainer.engine.door import RunRequest
+from nbcontainer.engine.file_verbs import FILE_VERBS
 from nbcontainer.engine.views import ContainerDetail
 from nbcontainer.errors import InvalidOption, InvalidReference
 from nbcontainer.model import Reference, RunOptions
@@ -479,6 +480,7 @@ VERBS: tuple[Verb, ...] = (
         ),
         examples=("logs --tail 20 work",),
     ),
+    *FILE_VERBS,
     Verb(
         name="df",
         summary="Show what the local store takes",

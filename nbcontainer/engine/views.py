@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from nbcontainer.model import Descriptor, Digest, HistoryEntry, ImageConfig
 
 __all__ = [
+    "Change",
+    "CommittedImage",
     "ContainerDetail",
     "ContainerSummary",
+    "CopyResult",
     "DiskUsage",
     "DiskUsageLine",
     "HistoryLine",
@@ -134,3 +137,30 @@ class Version:
     """``version``: ordered name/version pairs of this package and what it stands on."""
 
     items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One line of ``diff``: a path that was added (A), changed (C) or deleted (D)."""
+
+    kind: Literal["A", "C", "D"]
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyResult:
+    """What ``cp`` or ``export`` moved: entries, bytes of files, and a sentence for what had to be left out."""
+
+    entries: int
+    bytes: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommittedImage:
+    """What ``commit`` made: the image, the size of its new layer's tar in bytes, and sentences worth reading."""
+
+    image: ImageSummary
+    layer: Digest
+    size: int
+    notices: tuple[str, ...] = ()

@@ -14,13 +14,13 @@ from nbcontainer.errors import InvalidOption, UnsupportedHost
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
 from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
 from nbcontainer.runtime.protocol import Expect, Room, Run
-from nbcontainer.runtime.rootfs import operations
+from nbcontainer.runtime.rootfs import operations, root_operations
 from nbcontainer.runtime.seccomp import compiled_profile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from nbcontainer.model import ContainerSpec, IdMap
+    from nbcontainer.model import ContainerSpec, IdMap, Mount
     from nbcontainer.runtime.rootfs import Stage
 
 __all__ = ["NativeRuntime", "Runtime"]
@@ -140,6 +140,11 @@ class NativeRuntime:
         stage = launcher.stage
         rooms = [_room(spec, stage) for spec in specs if not spec.mounts]
         launcher.expect(Expect(rooms=rooms, released=[stage.locate(folder) for folder in released]))
+
+    def view(self, root: Sequence[Mount]) -> list[dict[str, Any]]:
+        """The steps by which a task mounts the files of a container (see `nbcontainer.runtime.child.views`)."""
+        masks = [{"op": "mask", "target": mount.target} for mount in root if mount.kind == "mask"]
+        return [*root_operations(root, self._launcher.stage), *masks]
 
     def _shifted(self, source: str) -> int:
         try:

@@ -11,9 +11,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from nbcontainer.model import ContainerSpec, Mount
 
-__all__ = ["MASKED_IN_PROC", "MASKED_IN_SYS", "READ_ONLY_IN_PROC", "SCRIPT_PATH", "Stage", "operations"]
+__all__ = [
+    "MASKED_IN_PROC",
+    "MASKED_IN_SYS",
+    "READ_ONLY_IN_PROC",
+    "SCRIPT_PATH",
+    "Stage",
+    "operations",
+    "root_operations",
+]
 
 MASKED_IN_PROC = (
     "acpi", "asound", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi", "timer_list",
@@ -49,7 +59,7 @@ def operations(spec: ContainerSpec, stage: Stage, *, outside_mounts: tuple[int, 
     `outside_mounts` gives, for each idmapped bind of ``spec.mounts`` in order, the index of the
     descriptor that travels with the request.
     """
-    steps = [_root_step(mount, stage) for mount in spec.root if mount.kind != "mask"]
+    steps = root_operations(spec.root, stage)
     steps += [{"op": "attach", "tree": tree, "target": tree} for tree in ("proc", "sys", "dev")]
     steps += _generated_files(spec)
     steps += [{"op": "write", "path": path.lstrip("/"), "text": text, "mode": 0o444} for path, text in spec.files]
@@ -58,6 +68,11 @@ def operations(spec: ContainerSpec, stage: Stage, *, outside_mounts: tuple[int, 
     for mount in spec.mounts:
         steps.append(_mount_step(mount, stage, remaining.pop(0) if mount.idmapped else -1))
     return steps
+
+
+def root_operations(root: Sequence[Mount], stage: Stage) -> list[Operation]:
+    """The steps that mount the files of a container and nothing else; what is masked is covered by whoever asks."""
+    return [_root_step(mount, stage) for mount in root if mount.kind != "mask"]
 
 
 def _root_step(mount: Mount, stage: Stage) -> Operation:

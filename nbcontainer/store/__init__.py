@@ -6,7 +6,7 @@ So a process killed at any instant leaves a store that the next one can use as i
 
 from __future__ import annotations
 
-from nbcontainer.store.content import BlobStore, ContentStore, Ingest
+from nbcontainer.store.content import BlobStore, ContentStore, Draft, Ingest
 from nbcontainer.store.gc import Lease, Reachable, Swept, mark, sweep
 from nbcontainer.store.locks import FileLock, lock_store
 from nbcontainer.store.refs import ImageRecord, RefStore
@@ -14,6 +14,7 @@ from nbcontainer.store.refs import ImageRecord, RefStore
 __all__ = [
     "BlobStore",
     "ContentStore",
+    "Draft",
     "FileLock",
     "ImageRecord",
     "Ingest",

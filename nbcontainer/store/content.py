@@ -14,6 +14,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, final
 
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import TracebackType
 
-__all__ = ["BlobStore", "ContentStore", "Ingest", "Partial"]
+__all__ = ["BlobStore", "ContentStore", "Draft", "Ingest", "Partial"]
 
 _PIECE = 1024 * 1024
-_PARTIAL = re.compile(r"(sha256|sha384|sha512)-([0-9a-f]+)", re.ASCII)
+_PARTIAL = re.compile(r"(sha256|sha384|sha512|draft)-([0-9a-f]+)", re.ASCII)
 _READ_ONLY = 0o444
 
 
@@ -94,6 +95,12 @@ class ContentStore:
         self._make(os.path.join(self._blobs, digest.algorithm))
         partial = os.path.join(self._ingests, f"{digest.algorithm}-{digest.hex}")
         return Ingest(digest, size, partial=partial, final=self.path(digest), sync=sync, waiting=waiting)
+
+    def draft(self) -> Draft:
+        """A context manager for content that is being made, so that its digest is known at the end only."""
+        self._make(self._ingests)
+        self._make(os.path.join(self._blobs, "sha256"))
+        return Draft(self, os.path.join(self._ingests, f"draft-{secrets.token_hex(16)}"))
 
     def put(self, data: bytes) -> Digest:
         """Store content that is already in memory, such as a manifest."""
@@ -344,6 +351,60 @@ class Ingest:
 
     def _faults(self) -> AbstractContextManager[None]:
         return storage_faults(f"store blob {self.digest.short} ({human_size(self.size)})", self._final)
+
+
+@final
+class Draft:
+    """One blob being made; from `ContentStore.draft`, used as a context manager. Leaving without `commit` discards it.
+
+    Like an ingest it is a file that is its own lock, so what a killed process left is found and removed.
+    """
+
+    def __init__(self, store: ContentStore, partial: str) -> None:
+        self.size = 0
+        self._store = store
+        self._partial = partial
+        self._fd = -1
+        self._hash = hashlib.sha256()
+
+    def __enter__(self) -> Draft:
+        with storage_faults("store a new blob", self._partial):
+            self._fd = open_locked(self._partial)
+        return self
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes."""
+        self._hash.update(data)
+        with storage_faults("store a new blob", self._partial):
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._fd, view) :]
+        self.size += len(data)
+
+    def commit(self) -> Digest:
+        """Sync and rename to the digest it turned out to have; it is stored when this returns, whoever did it."""
+        digest = Digest("sha256", self._hash.hexdigest())
+        final_path = self._store.path(digest)
+        with storage_faults(f"store blob {digest.short} ({human_size(self.size)})", final_path):
+            os.fchmod(self._fd, _READ_ONLY)
+            os.fsync(self._fd)
+            os.rename(self._partial, final_path)
+            sync_directory(os.path.dirname(final_path))
+        self._close()
+        return digest
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._fd >= 0:
+            with suppress(FileNotFoundError):
+                os.unlink(self._partial)
+            self._close()
 
 
 def sync_directory(path: str) -> None:

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from nbcontainer.engine.doctor import DoctorReport, Tier
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.views import (
+    Change,
+    CommittedImage,
     ContainerDetail,
     ContainerSummary,
+    CopyResult,
     DiskUsage,
     DiskUsageLine,
     HistoryLine,
@@ -125,6 +128,8 @@ class RecordingEngine:
     scripts: list[Script] = field(default_factory=list)
     events: tuple[Event, ...] = ()
     failure: dict[str, BaseException] = field(default_factory=dict)
+    copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
+    changes: tuple[Change, ...] = (Change(kind="A", path="/root/new"),)
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
@@ -275,6 +280,53 @@ class RecordingEngine:
             if container == summary.name:
                 return summary
         raise ContainerNotFound(f"there is no container {container!r}")
+
+    def copy_from(
+        self,
+        container: str,
+        path: str,
+        target: str | BinaryIO,
+        *,
+        archive: bool = False,
+        follow_link: bool = False,
+    ) -> CopyResult:
+        self._record(
+            "copy_from", container=container, path=path, target=target, archive=archive, follow_link=follow_link
+        )
+        return self.copied
+
+    def copy_to(
+        self,
+        source: str | BinaryIO,
+        container: str,
+        path: str,
+        *,
+        archive: bool = False,
+        follow_link: bool = False,
+    ) -> CopyResult:
+        self._record("copy_to", source=source, container=container, path=path, archive=archive, follow_link=follow_link)
+        return self.copied
+
+    def diff(self, container: str) -> tuple[Change, ...]:
+        self._record("diff", container=container)
+        return self.changes
+
+    def export(self, container: str, target: str | BinaryIO) -> CopyResult:
+        self._record("export", container=container, target=target)
+        return self.copied
+
+    def commit(
+        self,
+        container: str,
+        name: str = "",
+        *,
+        message: str = "",
+        author: str = "",
+        changes: Sequence[str] = (),
+    ) -> CommittedImage:
+        self._record("commit", container=container, name=name, message=message, author=author, changes=tuple(changes))
+        image = self.image(str(Reference.parse(name or "untagged")))
+        return CommittedImage(image=image, layer=Digest.of(b"layer"), size=1024, notices=self.copied.notices)
 
     def disk_usage(self) -> DiskUsage:
         self._record("disk_usage")

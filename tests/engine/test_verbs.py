@@ -40,6 +40,10 @@ ISSUE_VERBS = [
     "ps",
     "rm",
     "logs",
+    "cp",
+    "diff",
+    "commit",
+    "export",
     "df",
     "info",
     "doctor",
@@ -88,7 +92,7 @@ def run_options(line: str, door: Door = "notebook") -> RunRequest:
 
 
 def test_table_holds_the_verbs_people_were_promised():
-    """The table has the verbs of the first issue, each once."""
+    """The table has the verbs of the issues, each once."""
     assert sorted(verb.name for verb in VERBS) == sorted(ISSUE_VERBS)
     names = [name for verb in TERMINAL_VERBS for name in (verb.name, *verb.aliases)]
     assert len(names) == len(set(names))

@@ -11,10 +11,8 @@ package run inside the namespace), and for each container an *init* (PID 1) with
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import gc
-import importlib
 import os
 import select
 import shutil
@@ -25,12 +23,10 @@ import time
 from typing import NoReturn
 
 from nbcontainer._linux import mounts, processes, syscalls
-from nbcontainer.errors import NbcontainerError
-from nbcontainer.runtime.child import init, stage
+from nbcontainer.runtime.child import init, stage, tasks
 from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
-    Done,
     Expect,
     Failed,
     Mapped,
@@ -47,7 +43,6 @@ from nbcontainer.runtime.protocol import (
 __all__ = ["main"]
 
 _STAGE = "run"
-_PACKAGE = "nbcontainer."
 _MOST_DEATHS = 20
 """Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
 _CALM = 25
@@ -62,7 +57,7 @@ def main(fd: int) -> NoReturn:
     os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
     try:
         configuration = _first(channel)
-        _import_everything(configuration.modules)
+        tasks.load(configuration.modules)
         _enter_user_namespace(channel, configuration)
         launcher = Launcher(channel, configuration)
     except (OSError, ProtocolError) as problem:
@@ -79,15 +74,6 @@ def _first(channel: socket.socket) -> Configure:
     if received is None or not isinstance(received[0], Configure):
         raise ProtocolError("expected Configure")
     return received[0]
-
-
-def _import_everything(modules: list[str]) -> None:
-    """Load what will be used later; from inside the namespace the files may be out of reach."""
-    for codec in ("ascii", "latin-1", "utf-8"):
-        codecs.lookup(codec)
-    for module in modules:
-        importlib.import_module(module)
-    sys.meta_path.clear()
 
 
 def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> None:
@@ -414,7 +400,7 @@ class Launcher:
             for prepared in (*self._ready, *self._furnished):
                 prepared.close()
             self._channel.close()
-            status = _perform(request, control, fds[1:])
+            status = tasks.perform(request, control, fds[1:])
         finally:
             os._exit(status)
 
@@ -464,24 +450,6 @@ def _now() -> float:
 
 def _note(number: int, frame: object) -> None:
     """A handler that does nothing: being one makes the wake-up descriptor readable."""
-
-
-def _perform(request: Task, control: socket.socket, fds: list[int]) -> int:
-    """Call the function a task names; its errors travel by class name."""
-    module, _, function = request.target.partition(":")
-    try:
-        if module not in sys.modules or not module.startswith(_PACKAGE):
-            raise ProtocolError(f"{module} is not among the modules this launcher was started with")
-        served = getattr(sys.modules[module], function)
-        send(control, Done(served(request.arguments, fds)))
-        return 0
-    except NbcontainerError as problem:
-        send(control, Failed(type(problem).__name__, str(problem)))
-    except MemoryError:
-        send(control, Failed("StorageError", f"{request.target} ran out of memory"))
-    except Exception as problem:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-        send(control, Failed("NbcontainerError", f"{request.target} failed: {type(problem).__name__}: {problem}"))
-    return 1
 
 
 def _tidy(requests: socket.socket) -> None:

@@ -21,11 +21,11 @@ from nbcontainer.runtime.child import accounts, stage
 from nbcontainer.runtime.rootfs import SCRIPT_PATH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from nbcontainer.runtime.protocol import Execute, Room
 
-__all__ = ["Built", "SetupError", "build_root", "enter_root", "execute", "settle"]
+__all__ = ["Built", "SetupError", "build_root", "enter_root", "execute", "perform", "settle"]
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 _NO_LINKS = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
@@ -48,9 +48,17 @@ class SetupError(Exception):
 
 
 def build_root(room: Room, fds: list[int]) -> int:
-    """Perform the operations; return a descriptor of the finished root."""
+    """Perform the operations of a room; return a descriptor of the finished root."""
+    root = perform(room.operations, fds)
+    if room.read_only_root:
+        mounts.set_attributes(root, mounts.MOUNT_ATTR_RDONLY)
+    return root
+
+
+def perform(operations: Sequence[dict[str, Any]], fds: list[int]) -> int:
+    """Mount what the operations say, in order; return a descriptor of the root that the first one made."""
     root = -1
-    for step in room.operations:
+    for step in operations:
         kind = step["op"]
         try:
             if root < 0:
@@ -62,8 +70,6 @@ def build_root(room: Room, fds: list[int]) -> int:
             raise SetupError(f"{kind} at {where}: {_explain(problem, step)}") from problem
     if root < 0:
         raise SetupError("the request has no root file system")
-    if room.read_only_root:
-        mounts.set_attributes(root, mounts.MOUNT_ATTR_RDONLY)
     return root
 
 
