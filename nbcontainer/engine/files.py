@@ -21,7 +21,15 @@ from nbcontainer._linux.mounts import AT_FDCWD
 from nbcontainer.engine import inside
 from nbcontainer.engine.roots import layers_of, read_only, root_of
 from nbcontainer.engine.views import Change, CopyResult
-from nbcontainer.errors import Conflict, InvalidImage, InvalidInput, InvalidOption, NbcontainerError, NotFound
+from nbcontainer.errors import (
+    Conflict,
+    CorruptContent,
+    InvalidImage,
+    InvalidInput,
+    InvalidOption,
+    NbcontainerError,
+    NotFound,
+)
 from nbcontainer.layers.compression import decompress, write_all
 from nbcontainer.layers.place import explain, land, locate, place, unreadable
 from nbcontainer.layers.tar import Stream
@@ -122,8 +130,11 @@ def task(session: Session) -> Iterator[_TaskCall]:
 def _entered(session: Session, stored: Stored, *, write: bool) -> Iterator[tuple[_Call, list[dict[str, Any]]]]:
     """A way to call functions at the container's root, and the mounts that the call has to make first.
 
-    A container that has ended is locked meanwhile: shared to read, alone to write.
+    A container that has ended is locked meanwhile: shared to read, alone to write. On the machine's own root it is
+    always locked alone and mounted as it was: overlayfs refuses a writable layer as one of several lower ones when it
+    lies in another of them (ELOOP, "overlapping lowerdir path").
     """
+    alone = write or not stored.fields.get("chain")
     if stored.locked:
         pid = stored.fields.get("pid")
         if stored.fields.get("finished") is not None:
@@ -136,13 +147,13 @@ def _entered(session: Session, stored: Stored, *, write: bool) -> Iterator[tuple
                 raise Conflict(f"container {stored.id[:12]} has just ended; try again")
             yield joined, []
         return
-    held = try_open_locked(os.path.join(stored.directory, "record.json"), shared=not write, create=False)
+    held = try_open_locked(os.path.join(stored.directory, "record.json"), shared=not alone, create=False)
     if held is None:
         raise Conflict(f"container {stored.id[:12]} is in use; try again")
     try:
         root = root_of(session, stored)
         with task(session) as call:
-            yield call, session.runtime.view(root if write else read_only(root))
+            yield call, session.runtime.view(root if alone else read_only(root))
     finally:
         os.close(held)
 
@@ -250,9 +261,24 @@ def _pour(reader: int, target: BinaryIO) -> None:
 
 def export(session: Session, stored: Stored, target: str | BinaryIO) -> CopyResult:
     """Write a container's whole root as a tar; see `Engine.export`."""
-    root = read_only(root_of(session, stored))
-    with task(session) as call, _output(target) as file:
-        return _result(call_streaming(call, "export", {"view": session.runtime.view(root)}, lambda fd: _pour(fd, file)))
+    with _output(target) as file, _looked_at(session, stored) as (call, view):
+        return _result(call_streaming(call, "export", {"view": view}, lambda fd: _pour(fd, file)))
+
+
+@contextlib.contextmanager
+def _looked_at(session: Session, stored: Stored) -> Iterator[tuple[_Call, list[dict[str, Any]]]]:
+    """As `_entered`, but of a running container only what lies in the store."""
+    if not stored.locked:
+        with _entered(session, stored, write=False) as entered:
+            yield entered
+        return
+    if not stored.fields.get("chain"):
+        raise Conflict(
+            "a running container of the host image cannot be exported as a whole; wait for its end, or take what you"
+            " need with cp"
+        )
+    with task(session) as call:
+        yield call, session.runtime.view(read_only(root_of(session, stored)))
 
 
 @contextlib.contextmanager
@@ -316,6 +342,9 @@ def copy_to(
                     write_all(pipe.writer, piece)
         except BrokenPipeError:  # the other end gave up: it says why
             pass
+        except (CorruptContent, InvalidImage) as problem:
+            pipe.close_writer()
+            raise unreadable(problem) from problem
         except BaseException:
             pipe.close_writer()
             raise

@@ -24,7 +24,7 @@ from nbcontainer._linux.syscalls import (
     RESOLVE_NO_SYMLINKS,
     openat2,
 )
-from nbcontainer.errors import InvalidImage, InvalidInput, NbcontainerError, NotFound, StorageError
+from nbcontainer.errors import InvalidInput, NbcontainerError, NotFound, StorageError
 from nbcontainer.layers.tar import BLOCK_DEVICE, CHARACTER, DIRECTORY, FIFO, FILE, HARD_LINK, SYMLINK, Archive, shown
 
 if TYPE_CHECKING:
@@ -468,6 +468,16 @@ def explain(problem: OSError, path: str) -> NbcontainerError:
     return kind(text.format(path=shown_path, cause=problem.strerror or problem))
 
 
-def unreadable(problem: InvalidImage) -> InvalidInput:
-    """The sentence for a tar that is none, where it is no layer of an image."""
-    return InvalidInput(f"the tar archive cannot be unpacked: {problem}")
+def unreadable(problem: NbcontainerError) -> InvalidInput:
+    """The sentence for an archive that cannot be read: the reader's own, without its talk of layers."""
+    cause = str(problem).partition(";")[0]
+    for said, meant in (
+        ("the layer's tar ", "it "),
+        ("the layer's ", "its "),
+        ("the layer ", "it "),
+        ("layer ", "its "),
+    ):
+        if cause.startswith(said):
+            cause = meant + cause[len(said) :]
+            break
+    return InvalidInput(f"the tar archive cannot be unpacked: {cause}")
