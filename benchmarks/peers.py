@@ -73,7 +73,7 @@ http: {{addr: "{host}"}}
 def own_mounts() -> None:
     """As root, start this program again in a mount namespace of its own, without the hybrid cgroup v2 mount.
 
-    What is mounted there goes with the last process of the benchmark, however that ends. And crun and podman take a
+    What is mounted there goes with the last process started by the benchmark, a daemon too. And crun and podman take a
     machine with ``/sys/fs/cgroup/unified`` for what it is not and fail; without the mount they see cgroup v1. Every
     contender then runs in the same surroundings, ours too.
     """
