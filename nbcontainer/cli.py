@@ -174,7 +174,8 @@ class TerminalSession:
                 output=self.output,
                 listener=listener,
             )
-        for hint in hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network):
+        found = hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network)
+        for hint in (*result.notes, *found):
             _complain(f"hint: {hint}")
         if result.reason != "exited":
             _complain(f"{request.image}: {result.detail or result.reason}")

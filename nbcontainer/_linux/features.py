@@ -28,6 +28,15 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
+from nbcontainer._linux.cgroups import (
+    INSIDE,
+    KernelFiles,
+    controller_of,
+    layout_of,
+    machine_hierarchies,
+    make_cgroup,
+    remove_cgroup,
+)
 from nbcontainer._linux.idmaps import (
     CONTAINER_IDS,
     entries,
@@ -80,7 +89,6 @@ __all__ = [
     "Observations",
     "explain",
     "observe",
-    "pids_cgroup_places",
     "probe",
 ]
 
@@ -222,7 +230,7 @@ def explain(seen: Observations) -> tuple[Feature, ...]:
             required=True,
             fix="Install it: apt install libseccomp2, or dnf install libseccomp",
         ),
-        _pids_cgroup(seen),
+        *_cgroups(seen),
         _disk(seen),
         _user_network(seen),
     )
@@ -457,15 +465,19 @@ def _idmapped_mounts(seen: Observations) -> tuple[Feature, ...]:
     return (_in_namespace(seen, "idmapped-mounts", needed_for, required=False, fix=fix),)
 
 
-def _pids_cgroup(seen: Observations) -> Feature:
-    if seen.uid:
-        fix = (
-            "With systemd, start Jupyter in a scope of your own: systemd-run --user --scope jupyter lab"
-            " (cgroup v2; on v1 only root can)"
+def _cgroups(seen: Observations) -> tuple[Feature, ...]:
+    """One controller each: a machine may hand some down and not others. The fix was found where the problem was."""
+    return tuple(
+        _simple(
+            seen,
+            f"{controller}-cgroup",
+            needed_for,
+            required=False,
+            fix=seen.detail(f"{controller}-cgroup")
+            or "Mount /sys/fs/cgroup with this controller, or boot with it enabled",
         )
-    else:
-        fix = "Mount /sys/fs/cgroup writable (docker: --cgroupns=private, podman: --cgroups=enabled --systemd=always)"
-    return _simple(seen, "pids-cgroup", "a limit on the number of processes", required=False, fix=fix)
+        for controller, needed_for in CGROUP_CONTROLLERS.items()
+    )
 
 
 _ENOUGH = 1 << 30
@@ -631,9 +643,8 @@ def _attempts(room: str, id_map: IdMap, timeout: float) -> tuple[dict[str, Attem
             ended = f"the attempts took longer than {timeout:g} s and were ended before it"
             _end_session(child.pid)
             said, complaint = child.communicate()
-            for place in pids_cgroup_places()[1]:
-                with contextlib.suppress(OSError):
-                    os.rmdir(_probe_cgroup(place, child.pid))
+            for place in (place for hierarchy in machine_hierarchies() for place in hierarchy.places):
+                remove_cgroup(f"{place}/{_probe_cgroup(child.pid)}", KernelFiles())
         except BaseException:
             _end_session(child.pid)
             raise
@@ -676,6 +687,7 @@ def _attempt(name: str, action: Callable[[], str | None]) -> bool:
         message["detail"] = action() or ""
     except OSError as problem:
         message.update(problem=(problem.strerror or str(problem))[:500], errno=problem.errno or 0)
+        message["detail"] = str(getattr(problem, "fix", ""))[:500]
     os.write(1, json.dumps(message).encode() + b"\n")
     return "problem" not in message
 
@@ -691,7 +703,8 @@ def _child_main() -> None:
     _attempt("close-range", lambda: close_range(1000))
     _attempt("seccomp", _try_seccomp)
     _attempt("libseccomp", _try_libseccomp)
-    _attempt("pids-cgroup", _try_pids_cgroup)
+    for controller in CGROUP_CONTROLLERS:
+        _attempt(f"{controller}-cgroup", functools.partial(_try_cgroup, controller))
     id_map = IdMap(
         uids=tuple(IdRange(*row) for row in request["uids"]),
         gids=tuple(IdRange(*row) for row in request["gids"]),
@@ -762,59 +775,37 @@ def _try_libseccomp() -> str:
     return "version " + ".".join(str(number) for number in library.seccomp_version().contents)
 
 
-def pids_cgroup_places() -> tuple[str, list[str]]:
-    """Return the layout (v1, v2, hybrid, none) and where a pids cgroup might be made, nearest first."""
-    mounts: dict[str, tuple[str, str]] = {}  # kind -> (root, mount point)
-    for line in small_text("/proc/self/mountinfo").splitlines():
-        before, _, after = line.partition(" - ")
-        words, kind = before.split(), after.split()
-        if kind[0] == "cgroup2":
-            mounts["v2"] = (words[3], words[4])
-        elif kind[0] == "cgroup" and "pids" in kind[2].split(","):
-            mounts["v1"] = (words[3], words[4])
-    layout = {0: "none", 2: "hybrid"}.get(len(mounts), next(iter(mounts), "none"))
-    places: list[str] = []
-    for line in sorted(small_text("/proc/self/cgroup").splitlines(), reverse=True):  # v2, whose number is 0, last
-        _, controllers, own = line.split(":", 2)
-        version = "v1" if "pids" in controllers.split(",") else ("" if controllers else "v2")
-        if version in mounts:
-            root, point = mounts[version]
-            below = own[len(root.rstrip("/")) :] if own.startswith(root) else ""
-            while below.strip("/"):
-                places.append(point + below)
-                below = below[: below.rindex("/")]
-            places.append(point)
-    return layout, places
+CGROUP_CONTROLLERS = {
+    "pids": "a limit on the number of processes",
+    "memory": "limits on memory (--memory), and its use in stats",
+    "cpu": "limits on processor time (--cpus, --cpu-shares)",
+    "cpuset": "keeping containers to some processors (--cpuset-cpus)",
+    "freezer": "pausing containers",
+}
+"""What a person misses without each controller."""
 
 
-def _probe_cgroup(place: str, pid: int) -> str:
-    return f"{place.rstrip('/')}/nbcontainer-probe-{pid}"
+def _probe_cgroup(pid: int) -> str:
+    return f"nbcontainer-probe-{pid}"
 
 
-def _try_pids_cgroup() -> str:
-    """Make a cgroup, limit it, put a process in, remove it: rights on folders do not tell (cgroups(7), delegation)."""
-    layout, places = pids_cgroup_places()
-    problem: OSError = OSError(errno.ENOENT, f"there is no pids hierarchy (layout {layout})")
-    for place in places:
-        group = _probe_cgroup(place, os.getpid())
-        try:
-            os.mkdir(group)
-        except OSError as refusal:
-            problem = OSError(refusal.errno, f"cannot make a cgroup (layout {layout}): {refusal.strerror}")
-            continue
-        try:
-            if os.path.exists(f"{group}/pids.max"):
-                write_text(f"{group}/pids.max", "16")
-                # a process to move: cgroup v2 refuses what is not below a common ancestor of ours
-                _check(_in_fork(functools.partial(write_text, f"{group}/cgroup.procs", "0")), "entering a pids cgroup")
-                return f"layout {layout}, made and entered one"
-            problem = OSError(errno.ENOTSUP, f"the pids controller is not handed down (layout {layout})")
-        except OSError as refusal:
-            problem = OSError(refusal.errno, f"{refusal.strerror} (layout {layout})")
-        finally:
-            with contextlib.suppress(FileNotFoundError):  # an engine that starts now sweeps empty ones
-                os.rmdir(group)
-    raise problem
+def _try_cgroup(controller: str) -> str:
+    """Make a cgroup, put a process in, remove it: rights on folders do not tell (cgroups(7), delegation)."""
+    known = machine_hierarchies()
+    hierarchy = controller_of(known, controller)
+    layout = layout_of(known)
+    if hierarchy is None:
+        raise OSError(errno.ENOENT, f"there is no {controller} hierarchy (layout {layout})")
+    files = KernelFiles()
+    wanted = frozenset({controller}) & hierarchy.controllers
+    group = make_cgroup(hierarchy, _probe_cgroup(os.getpid()), wanted, files, leaf=INSIDE)
+    try:
+        # a process to move: cgroup v2 refuses what is not below a common ancestor of ours
+        enter = functools.partial(write_text, f"{group}/{INSIDE}/cgroup.procs", "0")
+        _check(_in_fork(enter), f"entering a {controller} cgroup")
+    finally:
+        remove_cgroup(group, files)
+    return f"made and entered one (cgroup v{hierarchy.version}, layout {layout})"
 
 
 def _try_user_namespace(id_map: IdMap) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "mount",
     "move_tree",
     "new_overlay",
+    "new_tmpfs",
     "pivot_root",
     "set_attributes",
     "unmount",
@@ -123,6 +124,19 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool = False, usern
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.sizeof(request)
     syscall("mount_setattr", _SYS_mount_setattr, tree, b"", flags, ctypes.byref(request), size, subject=hex(attributes))
+
+
+def new_tmpfs(options: tuple[str, ...]) -> int:
+    """A detached tmpfs, as a descriptor of its root; `options` are those of tmpfs(5)."""
+    context = syscall("fsopen", _SYS_fsopen, b"tmpfs", _FSOPEN_CLOEXEC, subject="tmpfs")
+    try:
+        for option in options:
+            name, _, value = option.partition("=")
+            _configure(context, name, value)
+        syscall("fsconfig", _SYS_fsconfig, context, _FSCONFIG_CMD_CREATE, 0, 0, 0, subject="tmpfs")
+        return syscall("fsmount", _SYS_fsmount, context, _FSMOUNT_CLOEXEC, 0, subject="tmpfs")
+    finally:
+        os.close(context)
 
 
 def new_overlay(lower: tuple[str, ...], upper: str, work: str, flags: tuple[str, ...]) -> int:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from nbcontainer.engine.roots import saved_root
 from nbcontainer.engine.successors import new_container_id
@@ -27,9 +27,12 @@ from nbcontainer.errors import (
     InvalidOption,
     NbcontainerError,
 )
-from nbcontainer.model import RunResult
+from nbcontainer.model import RunOptions, RunResult
 from nbcontainer.runtime.bundle import bundle
+from nbcontainer.runtime.devices import resolved_devices
+from nbcontainer.runtime.groups import Verdict
 from nbcontainer.runtime.launcher import error_from
+from nbcontainer.runtime.limits import binary_size, check_limits
 from nbcontainer.runtime.supervisor import supervise
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Record
     from nbcontainer.engine.session import Session
     from nbcontainer.engine.successors import Kind
-    from nbcontainer.model import BindMount, ContainerId, ContainerSpec, Digest, ImageConfig, Mount, RunOptions
+    from nbcontainer.model import BindMount, ContainerId, ContainerSpec, Digest, ImageConfig, Limits, Mount
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["OutputSink", "RunRequest", "Subject", "carry_out", "place"]
@@ -49,6 +52,8 @@ OutputSink = Callable[[Literal["stdout", "stderr"], bytes], None]
 _TAIL = 64 * 1024
 _KEPT = 64 * 1024 * 1024
 _TAIL_LINES = 10
+_NO_VERDICT = Verdict()
+_MADE_WHEN_ASKED = ("limits", "devices", "cap_add", "cap_drop", "seccomp", "no_new_privileges")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +101,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
     """Decide and record a container; raise `InvalidOption` or `Conflict` before anything is written."""
     started = time.monotonic()
     options = request.options
+    check_limits(options.limits, frozenset(os.sched_getaffinity(0)))
     keep = not options.remove if options.remove is not None else bool(options.name)
     kind = None if keep else _kind(request, subject)
     container = (kind and session.successors.take(kind)) or new_container_id()
@@ -108,6 +114,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         "created": time.time(),
         "keep": keep,
         **({} if subject.chain else {"root": saved_root(spec.root, session.records.path(container))}),
+        **_remembered(options, subject.config),
     }
     record = session.records.create(container, fields)
     return Placed(subject=subject, spec=spec, record=record, started=started, kind=kind)
@@ -119,6 +126,8 @@ def _spec(
     options = request.options
     if options.volumes:
         options = dataclasses.replace(options, volumes=resolved_volumes(options, session.settings.root))
+    if options.devices:
+        options = dataclasses.replace(options, devices=resolved_devices(options.devices))
     directory = session.records.path(container)
     spec = bundle(
         container,
@@ -138,10 +147,14 @@ def _spec(
 def _kind(request: RunRequest, subject: Subject) -> Kind | None:
     """What the next container must have in common with this one to be prepared ahead, or None where none can be.
 
-    Not on the machine's own root, which people change between two cells, and not with volumes, likewise.
+    Not on the machine's own root, which people change between two cells, and not with volumes, likewise. Not with
+    limits or rights of its own either: its cgroups, capabilities and filter are made when it is asked for.
     """
     options = request.options
     if not subject.generation or options.volumes or options.network not in (None, "none"):
+        return None
+    plain = RunOptions()
+    if any(getattr(options, name) != getattr(plain, name) for name in _MADE_WHEN_ASKED):
         return None
     alike = dataclasses.replace(options, environment=(), timeout=None)
     return (subject.name, subject.generation, alike, request.script is not None)
@@ -155,6 +168,17 @@ def _announce_successor(session: Session, request: RunRequest, placed: Placed) -
         session.runtime.expect((spec,), tuple(session.records.path(each) for each in forgotten))
 
 
+def _remembered(options: RunOptions, config: ImageConfig) -> dict[str, Any]:
+    """What later verbs want to know of the options: how to stop it, what it was limited to."""
+    limits = {name: value for name, value in dataclasses.asdict(options.limits).items() if value not in {None, ""}}
+    remembered = {
+        "limits": limits,
+        "stop_signal": options.stop_signal or config.stop_signal,
+        "stop_timeout": options.stop_timeout,
+    }
+    return {name: value for name, value in remembered.items() if value}
+
+
 def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: float, check: bool) -> RunResult:
     """Start the container, pump its streams until it is over, and say how it went."""
     stdout = _Kept(request.output, "stdout", placed.record)
@@ -164,8 +188,8 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
         (stdout if stream == "stdout" else stderr).take(data)
 
     try:
-        outcome = _supervised(session, request, placed, sink, grace)
-        result = _result(placed, outcome, stdout.data, stderr.data, limit=request.options.timeout or 0)
+        outcome, verdict = _supervised(session, request, placed, sink, grace)
+        result = _result(placed, outcome, stdout.data, stderr.data, limit=request.options.timeout or 0, verdict=verdict)
         if placed.record.kept:
             placed.record.update(
                 finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason
@@ -185,7 +209,7 @@ def _supervised(
     placed: Placed,
     sink: Callable[[Literal["stdout", "stderr"], bytes], None],
     grace: float,
-) -> Outcome:
+) -> tuple[Outcome, Verdict]:
     with contextlib.ExitStack() as undo:
         out_read, out_write = _pipe(undo)
         err_read, err_write = _pipe(undo)
@@ -202,7 +226,7 @@ def _supervised(
         for theirs in (in_read, out_write, err_write):
             theirs.close()
         _announce_successor(session, request, placed)
-        return supervise(
+        outcome = supervise(
             connection,
             stdout=out_read.number,
             stderr=err_read.number,
@@ -213,6 +237,7 @@ def _supervised(
             timeout=request.options.timeout,
             grace=grace,
         )
+        return outcome, connection.resources.verdict() if connection.resources else Verdict()
 
 
 class _End:
@@ -272,7 +297,15 @@ class _Kept:
         return b"".join(self._pieces)[-self._limit :]
 
 
-def _result(placed: Placed, outcome: Outcome, stdout: bytes, stderr: bytes, *, limit: float = 0) -> RunResult:
+def _result(
+    placed: Placed,
+    outcome: Outcome,
+    stdout: bytes,
+    stderr: bytes,
+    *,
+    limit: float = 0,
+    verdict: Verdict = _NO_VERDICT,
+) -> RunResult:
     code = 125 if outcome.failure is None else outcome.failure.exit_code
     detail = ""
     reason = outcome.reason
@@ -292,6 +325,8 @@ def _result(placed: Placed, outcome: Outcome, stdout: bytes, stderr: bytes, *, l
         detail = f"time limit of {limit:g} s reached; every process of the container has ended"
     elif reason == "lost":
         detail = "its processes vanished without an exit code: killed from outside, or the machine ran out of memory"
+    if verdict.oom_kills and code != 0 and reason in {"exited", "signalled", "lost"}:
+        reason, detail = "oom", _out_of_memory(placed.spec.limits, verdict)
     return RunResult(
         id=placed.record.id,
         image=placed.subject.name,
@@ -302,7 +337,27 @@ def _result(placed: Placed, outcome: Outcome, stdout: bytes, stderr: bytes, *, l
         stdout_bytes=stdout,
         stderr_bytes=stderr,
         detail=detail,
+        notes=_notes(placed.spec.limits, verdict, code),
     )
+
+
+def _out_of_memory(limits: Limits, verdict: Verdict) -> str:
+    limit = "" if limits.memory is None else f" {binary_size(limits.memory)}"
+    peak = "" if verdict.peak is None else f" (peak {binary_size(verdict.peak)})"
+    return f"killed: memory limit{limit} reached{peak}; give it more with --memory"
+
+
+def _notes(limits: Limits, verdict: Verdict, code: int) -> tuple[str, ...]:
+    """Limits that were met and are not told by the end itself."""
+    notes = []
+    if verdict.oom_kills and code == 0:
+        kills = "a process was" if verdict.oom_kills == 1 else f"{verdict.oom_kills} processes were"
+        limit = "" if limits.memory is None else f" of {binary_size(limits.memory)}"
+        notes.append(f"{kills} killed at the memory limit{limit} (--memory), and the command went on")
+    if verdict.pids_refused:
+        most = "" if limits.pids is None else f" of {limits.pids} processes and threads"
+        notes.append(f"the container met its limit{most} (--pids-limit), so it could not start another")
+    return tuple(notes)
 
 
 def _signal_name(number: int) -> str:
@@ -329,7 +384,7 @@ def _bad_end(result: RunResult) -> ContainerExit:
         result.exit_code,
         result.argv,
         image=result.image,
-        reason=result.detail or f"exit code {result.exit_code}",
+        reason="; ".join((result.detail or f"exit code {result.exit_code}", *result.notes)),
         output=result.stdout,
         stderr_tail="" if result.reason == "interrupted" else tail,
     )

@@ -34,6 +34,7 @@ from nbcontainer.engine.command_line import (
 )
 from nbcontainer.engine.door import RunRequest
 from nbcontainer.engine.file_verbs import FILE_VERBS
+from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
 from nbcontainer.engine.views import ContainerDetail
 from nbcontainer.errors import InvalidOption, InvalidReference
 from nbcontainer.model import Reference, RunOptions
@@ -158,6 +159,7 @@ def run_request(arguments: Namespace) -> RunRequest:
         pull=arguments.pull or "missing",
         platform=arguments.platform or "",
         timeout=arguments.timeout,
+        **sandbox_options(arguments),
     )
     return RunRequest(
         image=arguments.image,
@@ -248,7 +250,6 @@ _PLATFORM = Option(
 _NO_TRUNC = Option(flags=("--no-trunc",), help="show ids and texts in full")
 _QUIET_IDS = Option(flags=("-q", "--quiet"), help="show only ids")
 _IMAGE = Positional(name="IMAGE", help="an image name, for example debian or ghcr.io/org/tool:1.2", completes="image")
-_NO_LIMITS = "resource limits are not there yet, and one that is not enforced would be a promise broken"
 _NO_TERMINAL = "a cell has no terminal to type into; put the commands into the cell, under %%container IMAGE"
 
 RUN = Verb(
@@ -332,6 +333,8 @@ RUN = Verb(
             help="end every process after this time: seconds, or 1m30s",
             read=read_duration,
         ),
+        *LIMIT_OPTIONS,
+        *SANDBOX_OPTIONS,
         Option(
             flags=("-s", "--shell"),
             metavar="PROGRAM",
@@ -373,14 +376,12 @@ RUN = Verb(
         Option(
             flags=("-p", "--publish"), metavar="PORTS", refusal="publishing ports is not there yet; try --network host"
         ),
-        Option(flags=("-m", "--memory"), metavar="SIZE", refusal=_NO_LIMITS),
-        Option(flags=("--cpus",), metavar="NUMBER", refusal=_NO_LIMITS),
         Option(flags=("--mount",), metavar="MOUNT", refusal="use -v HOST:CONTAINER[:ro]"),
-        Option(flags=("--privileged",), refusal="a sandbox that lets go of everything is not offered"),
     ),
     examples=(
         "run debian cat /etc/os-release",
         "run -e GREETING=hello --timeout 1m30s debian sh -c 'echo $GREETING'",
+        "run --memory 512m --cpus 1.5 --pids-limit 100 python python -c 'print(1)'",
         "run --name work --network host debian apt-get update",
     ),
 )

@@ -178,6 +178,8 @@ class NotebookSession:
 
     def _answer(self, result: RunResult) -> object:
         self._shell.user_ns["_exit_code"] = result.exit_code
+        for note in result.notes:
+            sys.stderr.write(f"hint: {note}\n")
         if result.reason == "interrupted":
             raise ContainerInterrupted(
                 result.exit_code, result.argv, image=result.image, reason=result.detail or "interrupted"

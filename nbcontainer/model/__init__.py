@@ -6,6 +6,7 @@ from nbcontainer.model.container import (
     BindMount,
     ContainerId,
     ContainerSpec,
+    Device,
     ExitReason,
     Limits,
     Mount,
@@ -14,6 +15,8 @@ from nbcontainer.model.container import (
     PullPolicy,
     RunOptions,
     RunResult,
+    TmpfsMount,
+    Ulimit,
 )
 from nbcontainer.model.digest import Digest, chain_id, chain_ids
 from nbcontainer.model.events import (
@@ -45,6 +48,7 @@ __all__ = [
     "ContainerId",
     "ContainerSpec",
     "Descriptor",
+    "Device",
     "Digest",
     "Event",
     "ExitReason",
@@ -69,6 +73,8 @@ __all__ = [
     "Reference",
     "RunOptions",
     "RunResult",
+    "TmpfsMount",
+    "Ulimit",
     "chain_id",
     "chain_ids",
     "decode_document",

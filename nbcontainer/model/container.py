@@ -12,6 +12,7 @@ __all__ = [
     "BindMount",
     "ContainerId",
     "ContainerSpec",
+    "Device",
     "ExitReason",
     "Limits",
     "Mount",
@@ -20,6 +21,8 @@ __all__ = [
     "PullPolicy",
     "RunOptions",
     "RunResult",
+    "TmpfsMount",
+    "Ulimit",
 ]
 
 ContainerId = NewType("ContainerId", str)
@@ -27,7 +30,7 @@ ContainerId = NewType("ContainerId", str)
 
 NetworkMode = Literal["none", "host"]
 PullPolicy = Literal["missing", "always", "never"]
-ExitReason = Literal["exited", "signalled", "timeout", "interrupted", "lost"]
+ExitReason = Literal["exited", "signalled", "timeout", "interrupted", "oom", "lost"]
 MountKind = Literal["bind", "overlay", "tmpfs", "mask", "symlink"]
 
 
@@ -47,7 +50,8 @@ class Mount:
     `target` is absolute inside the container. `source` is a path of the host (bind) or what a symlink points to.
     `lower` lists overlay layers, topmost first, with `upper` and `work` empty for a read-only view. `idmapped` asks
     for a clone whose ids are shifted into the container's user namespace, which only root can make. `volatile` skips
-    syncs: right for what is thrown away. A `mask` hides what is at `target`, if anything is.
+    syncs: right for what is thrown away. A `mask` hides what is at `target`, if anything is. `executable` is whether
+    programs of a tmpfs may be run.
     """
 
     kind: MountKind
@@ -62,13 +66,54 @@ class Mount:
     volatile: bool = False
     size: int = 0
     mode: int = 0o755
+    executable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TmpfsMount:
+    """A memory file system as asked by ``--tmpfs``: `size` in bytes, 0 for half of the machine's memory."""
+
+    target: str
+    size: int = 0
+    mode: int = 0o1777
+    read_only: bool = False
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device node of the host shown inside, as typed after ``--device``; `access` is ``r``, ``w`` or both."""
+
+    source: str
+    target: str
+    access: str = "rw"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ulimit:
+    """One limit of setrlimit(2) by docker's name for it; -1 is unlimited."""
+
+    name: str
+    soft: int
+    hard: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Resource limits; None is unlimited."""
+    """Resource limits kept by cgroups; None is not asked for, sizes are bytes.
 
-    pids: int | None = 4096
+    `memory_swap` is memory and swap together, -1 for as much swap as there is; None means twice `memory`, as docker
+    has it. `cpus` is processors' worth of time, `cpu_shares` a weight (1024 is usual), `cpuset_cpus` a list such as
+    ``0-2,4``. `pids` is processes and threads, -1 for any number; None leaves the runtime's own limit.
+    """
+
+    memory: int | None = None
+    memory_swap: int | None = None
+    memory_reservation: int | None = None
+    cpus: float | None = None
+    cpu_shares: int | None = None
+    cpuset_cpus: str = ""
+    pids: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,11 +144,17 @@ class ContainerSpec:
     resolv_conf: str = ""
     scratch: str = ""
     generation: str = ""
+    ulimits: tuple[Ulimit, ...] = ()
+    shm_size: int = 0
+    devices: tuple[Device, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What a person may ask of a run, in docker's words; None or empty means the image's or the engine's default."""
+    """What a person may ask of a run, in docker's words; None or empty means the image's or the engine's default.
+
+    `seccomp` is a profile's path or ``unconfined``; sizes are bytes, times are seconds.
+    """
 
     name: str = ""
     remove: bool | None = None
@@ -118,6 +169,17 @@ class RunOptions:
     pull: PullPolicy = "missing"
     platform: str = ""
     timeout: float | None = None
+    limits: Limits = field(default_factory=Limits)
+    ulimits: tuple[Ulimit, ...] = ()
+    shm_size: int = 0
+    tmpfs: tuple[TmpfsMount, ...] = ()
+    devices: tuple[Device, ...] = ()
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    seccomp: str = ""
+    no_new_privileges: bool = True
+    stop_signal: str = ""
+    stop_timeout: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +187,7 @@ class RunResult:
     """What a finished container left: output as bytes kept (or empty when it was streamed away), code, reason.
 
     `exit_code` is the command's own, or 128 + n when signal n ended it. `duration` is wall time in seconds
-    from request to exit.
+    from request to exit. `notes` are sentences about limits that were met on the way, whatever the end.
     """
 
     id: ContainerId
@@ -137,6 +199,7 @@ class RunResult:
     stdout_bytes: bytes = b""
     stderr_bytes: bytes = b""
     detail: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def stdout(self) -> str:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from nbcontainer.errors import InvalidOption
 from nbcontainer.model import ContainerId, ContainerSpec, Mount
-from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES
+from nbcontainer.runtime.capabilities import chosen_capabilities
 from nbcontainer.runtime.rootfs import SCRIPT_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbcontainer.model import BindMount, ImageConfig, RunOptions
+    from nbcontainer.model import BindMount, ImageConfig, RunOptions, TmpfsMount
 
 __all__ = ["bundle", "command_line", "interpreter"]
 
@@ -61,9 +61,18 @@ def bundle(
         working_directory=directory,
         user=options.user or config.user,
         hostname=hostname,
-        mounts=tuple(_bind(volume, idmapped=idmapped_binds) for volume in options.volumes),
+        mounts=(
+            *(_bind(volume, idmapped=idmapped_binds) for volume in options.volumes),
+            *(_tmpfs(each) for each in options.tmpfs),
+        ),
         network=network,
-        capabilities=DEFAULT_CAPABILITIES,
+        capabilities=_capabilities(options, root),
+        no_new_privileges=_no_new_privileges(options, single_id=single_id),
+        seccomp=options.seccomp or "default",
+        limits=options.limits,
+        ulimits=options.ulimits,
+        shm_size=options.shm_size,
+        devices=options.devices,
         read_only_root=options.read_only,
         script=script,
         files=files,
@@ -120,6 +129,51 @@ def _environment(image: Sequence[str], asked: Sequence[str]) -> Sequence[str]:
         if equals:
             merged[name] = value
     return [f"{name}={value}" for name, value in merged.items()]
+
+
+def _capabilities(options: RunOptions, root: Sequence[Mount]) -> tuple[str, ...]:
+    """The capabilities asked for, unless one would undo what this container is to be kept from.
+
+    All of them count in the container's user namespace only. But with SYS_ADMIN there it may unmount and remount, and
+    that is how the host image hides keys and how a volume is read-only.
+    """
+    chosen = chosen_capabilities(options.cap_add, options.cap_drop)
+    if "SYS_ADMIN" in chosen:
+        if any(mount.kind == "mask" for mount in root):
+            raise InvalidOption(
+                "CAP_SYS_ADMIN cannot be had on the host image: it could take off the covers that hide this machine's"
+                " keys and tokens; use another image, or add only the capabilities you need"
+            )
+        closed = next((volume for volume in options.volumes if volume.read_only), None)
+        if closed is not None:
+            raise InvalidOption(
+                f"CAP_SYS_ADMIN and the read-only volume {closed.target} contradict each other: it could be remounted"
+                " writable; leave one of the two out, or mount a copy"
+            )
+    return chosen
+
+
+def _no_new_privileges(options: RunOptions, *, single_id: bool) -> bool:
+    if single_id and not options.no_new_privileges:
+        raise InvalidOption(
+            "--security-opt no-new-privileges:false gains nothing here: with a single id there is no other user to"
+            " become; see `%container doctor` for subordinate ids"
+        )
+    return options.no_new_privileges
+
+
+def _tmpfs(asked: TmpfsMount) -> Mount:
+    if any(asked.target == taken or asked.target.startswith(taken + "/") for taken in _RESERVED):
+        hint = "; --shm-size is for that" if asked.target == "/dev/shm" else ""  # noqa: S108 - the container's own
+        raise InvalidOption(f"tmpfs {asked.target} lies where the sandbox has its own file systems{hint}")
+    return Mount(
+        kind="tmpfs",
+        target=asked.target,
+        size=asked.size,
+        mode=asked.mode,
+        read_only=asked.read_only,
+        executable=asked.executable,
+    )
 
 
 def _bind(volume: BindMount, *, idmapped: bool) -> Mount:

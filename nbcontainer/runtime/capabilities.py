@@ -8,10 +8,14 @@ capability and would not even start when the bounding set lacks it; in a private
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from nbcontainer.errors import InvalidOption
 
-__all__ = ["CAPABILITIES", "DEFAULT_CAPABILITIES", "capability_numbers"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["CAPABILITIES", "DEFAULT_CAPABILITIES", "capability_numbers", "chosen_capabilities"]
 
 _NAMES = [
     "CHOWN",
@@ -75,6 +79,24 @@ DEFAULT_CAPABILITIES = (
     "KILL",
     "AUDIT_WRITE",
 )
+
+
+def chosen_capabilities(add: Sequence[str], drop: Sequence[str]) -> tuple[str, ...]:
+    """Docker's arithmetic: the default fourteen, or none or all by ``ALL``; what is added beats what is dropped.
+
+    >>> chosen_capabilities(["NET_ADMIN"], ["ALL"])
+    ('NET_ADMIN',)
+    """
+    capability_numbers(tuple(name for name in (*add, *drop) if name.upper() != "ALL"))
+    added = {name.upper().removeprefix("CAP_") for name in add}
+    dropped = {name.upper().removeprefix("CAP_") for name in drop}
+    if "ALL" in added:
+        kept = [name for name in CAPABILITIES if name not in dropped]
+    else:
+        base = () if "ALL" in dropped else DEFAULT_CAPABILITIES
+        kept = [name for name in base if name not in dropped or name in added]
+        kept += [name for name in CAPABILITIES if name in added and name not in kept]
+    return tuple(kept)
 
 
 @functools.lru_cache(maxsize=16)

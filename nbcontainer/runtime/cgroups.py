@@ -1,62 +1,50 @@
-"""A cgroup subtree for one launcher, given to container root so that the launcher can make a leaf per container.
+"""A launcher's own cgroup: given to container root, so that the launcher can make a leaf per container in it.
 
-Only process counts are limited yet. Where no pids hierarchy is writable (an ordinary user without delegation) there
-is no limit, and `%container doctor` says so. Sources: cgroups(7), kernel docs cgroup-v1/pids.rst and cgroup-v2.rst
-"Delegation".
+It is for the limit on processes that always holds. Where no hierarchy is writable (an ordinary user without
+delegation) there is none, and `%container doctor` says so. What belongs to one container with limits of its own is in
+`nbcontainer.runtime.groups`.
+
+Names begin with the pid of whoever answers for them, so that what a killed engine left can be swept. Sources:
+cgroups(7), kernel documentation cgroup-v1/{pids,freezer-subsystem}.rst and cgroup-v2.rst "Delegation".
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
+from typing import TYPE_CHECKING
+
+from nbcontainer._linux.cgroups import (
+    CgroupRefusal,
+    KernelFiles,
+    controller_of,
+    machine_hierarchies,
+    make_cgroup,
+    remove_cgroup,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from nbcontainer._linux.cgroups import Hierarchy
 
 __all__ = ["PREFIX", "make_subtree", "remove_subtree", "sweep"]
 
 PREFIX = "nbcontainer-"
-_V1 = "/sys/fs/cgroup/pids"
-_V2 = "/sys/fs/cgroup"
-
-
-def pids_hierarchy() -> str:
-    """The directory below which a subtree can be made, or ""."""
-    if os.path.exists(f"{_V1}/tasks"):
-        base = _V1 + _own_path("pids")
-    elif os.path.exists(f"{_V2}/cgroup.controllers"):
-        base = _V2
-    else:
-        return ""
-    return base if os.access(base, os.W_OK) else ""
-
-
-def _own_path(controller: str) -> str:
-    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
-        for line in file:
-            _, controllers, path = line.rstrip("\n").split(":", 2)
-            if controller in controllers.split(","):
-                return "" if path == "/" or ".." in path else path
-    return ""
+_PATIENCE = 0.5
 
 
 def make_subtree(name: str, uid: int, gid: int) -> str:
-    """Make ``nbcontainer-NAME`` and give it to `uid`; return its path, or "" where no hierarchy can be written."""
-    base = pids_hierarchy()
-    if not base:
+    """Make ``nbcontainer-NAME`` for a launcher and give it to `uid`; return its path, or "" where none can be made."""
+    known = machine_hierarchies()
+    hierarchy = controller_of(known, "pids")
+    if hierarchy is None:
         return ""
-    sweep(base)
-    path = os.path.join(base, PREFIX + name)
     try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        remove_subtree(path)
-        os.mkdir(path, 0o755)
-    except OSError:
+        path = make_cgroup(hierarchy, PREFIX + name, frozenset({"pids"}), KernelFiles())
+    except CgroupRefusal:
         return ""
-    if base == _V2:
-        with contextlib.suppress(OSError), open(f"{base}/cgroup.subtree_control", "w", encoding="ascii") as file:
-            file.write("+pids")
-        if not os.path.exists(f"{path}/pids.max"):
-            os.rmdir(path)
-            return ""
     for entry in ("", "/cgroup.procs", "/tasks", "/cgroup.threads", "/cgroup.subtree_control"):
         with contextlib.suppress(FileNotFoundError):
             os.chown(path + entry, uid, gid)
@@ -64,22 +52,29 @@ def make_subtree(name: str, uid: int, gid: int) -> str:
 
 
 def remove_subtree(path: str) -> None:
-    """Remove a subtree whose processes are gone; what is still busy stays for the next sweep."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                with contextlib.suppress(OSError):
-                    os.rmdir(entry.path)
-        os.rmdir(path)
+    """Remove a subtree whose processes are going; what is still busy after a moment stays for the next sweep."""
+    deadline = time.monotonic() + _PATIENCE
+    while not remove_cgroup(path, KernelFiles()) and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
-def sweep(base: str) -> None:
-    """Remove subtrees whose launcher, named by its pid, is gone (its engine was killed and could not)."""
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(base):
-            owner = entry.name.removeprefix(PREFIX)
-            if owner != entry.name and not _is_alive(owner) and not _has_processes(entry.path):
-                remove_subtree(entry.path)
+def sweep(known: Iterable[Hierarchy] | None = None) -> None:
+    """Remove cgroups whose owner, named by its pid, is gone (it was killed and could not)."""
+    for hierarchy in machine_hierarchies() if known is None else known:
+        for place in hierarchy.places if hierarchy.version == 2 else hierarchy.places[:1]:
+            with contextlib.suppress(OSError):
+                for entry in os.scandir(place):
+                    owner = entry.name.removeprefix(PREFIX).partition("-")[0]
+                    if entry.name.startswith(PREFIX) and owner.isdigit() and not _is_alive(owner):
+                        _sweep(entry.path, frozen="freezer" in hierarchy.controllers)
+
+
+def _sweep(path: str, *, frozen: bool) -> None:
+    if frozen:  # a frozen process of v1 cannot even be killed
+        with contextlib.suppress(OSError):
+            KernelFiles().write(f"{path}/freezer.state", "THAWED")
+    if not _has_processes(path):
+        remove_cgroup(path, KernelFiles())
 
 
 def _is_alive(pid: str) -> bool:
@@ -93,7 +88,7 @@ def _is_alive(pid: str) -> bool:
 
 
 def _has_processes(path: str) -> bool:
-    for folder in (path, f"{path}/launcher"):
+    for folder, _, _ in os.walk(path):
         with contextlib.suppress(OSError), open(f"{folder}/cgroup.procs", encoding="ascii") as file:
             if file.read(1):
                 return True

@@ -5,22 +5,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
+from nbcontainer._linux.cgroups import machine_hierarchies
 from nbcontainer.errors import InvalidOption, UnsupportedHost
+from nbcontainer.model import Limits
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
+from nbcontainer.runtime.devices import device_nodes
+from nbcontainer.runtime.groups import make_group
 from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
 from nbcontainer.runtime.protocol import Expect, Room, Run
 from nbcontainer.runtime.rootfs import operations, root_operations
-from nbcontainer.runtime.seccomp import compiled_profile
+from nbcontainer.runtime.seccomp import compiled_profile, filter_for
+from nbcontainer.runtime.ulimits import resource_limits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nbcontainer.model import ContainerSpec, IdMap, Mount
+    from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.rootfs import Stage
 
 __all__ = ["NativeRuntime", "Runtime"]
@@ -122,23 +129,58 @@ class NativeRuntime:
         launcher = self._launcher
         stage = launcher.stage
         outside: list[int] = []
+        entrances: list[int] = []
+        group = None
         try:
             for mount in spec.mounts:
                 if mount.idmapped:
                     outside.append(self._shifted(mount.source))  # noqa: PERF401 - each is closed if a later fails
-            room = _room(spec, stage, outside_mounts=tuple(range(len(outside))))
+            shifted, nodes = len(outside), -1
+            if spec.devices and self._id_map.method == "privileged":
+                nodes = shifted
+                outside.append(device_nodes(spec.devices))
+            room = _room(spec, stage, outside_mounts=tuple(range(shifted)), device_nodes=nodes)
+            group = self._group(spec, launcher)
+            if group is not None:
+                entrances += group.entrances()
+            room = self._own(room, spec, cgroups=len(entrances))
             script = (spec.script or b"").decode("utf-8", "surrogateescape")
             request = Run(room=room, argv=list(spec.argv), environment=list(spec.environment), script=script)
-            return launcher.run(request, stdio, outside)
+            return launcher.run(request, stdio, (*outside, *entrances), group)
+        except BaseException:
+            if group is not None:
+                group.remove()
+            raise
         finally:
-            for fd in outside:
+            for fd in (*outside, *entrances):
                 os.close(fd)
+
+    def _own(self, room: Room, spec: ContainerSpec, *, cgroups: int) -> Room:
+        """The room with what is its own: a filter that the launcher does not have yet, limits."""
+        if spec.seccomp == "default" and set(spec.capabilities) == set(DEFAULT_CAPABILITIES):
+            return dataclasses.replace(room, cgroups=cgroups) if cgroups else room
+        cache = os.path.join(self._store, "cache")
+        program = filter_for(cache, spec.seccomp, spec.capabilities, pretend_owners=self._id_map.single)
+        name = "custom" if program else "unconfined"
+        return dataclasses.replace(room, filter=name, program=program.hex(), cgroups=cgroups)
+
+    def _group(self, spec: ContainerSpec, launcher: Launcher) -> Group | None:
+        """The cgroups that the container's limits need.
+
+        With CAP_SYS_ADMIN it could mount the cgroup in which the pool made it and lift its limit on processes, so then
+        it gets one that is not its own.
+        """
+        always = frozenset({"pids"}) if "SYS_ADMIN" in spec.capabilities else frozenset()
+        if spec.limits == Limits() and not always:
+            return None
+        held = self._pids_limit if launcher.limits_processes else None
+        return make_group(spec.id, spec.limits, machine_hierarchies(), pids=held, always=always)
 
     def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
         """See `Runtime.expect`. A spec with volumes is left out: what they show is decided when it is started."""
         launcher = self._launcher
         stage = launcher.stage
-        rooms = [_room(spec, stage) for spec in specs if not spec.mounts]
+        rooms = [_room(spec, stage) for spec in specs if not any(mount.kind == "bind" for mount in spec.mounts)]
         launcher.expect(Expect(rooms=rooms, released=[stage.locate(folder) for folder in released]))
 
     def view(self, root: Sequence[Mount]) -> list[dict[str, Any]]:
@@ -179,10 +221,10 @@ class NativeRuntime:
             self._launcher_made.close()
 
 
-def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = ()) -> Room:
+def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = (), device_nodes: int = -1) -> Room:
     return Room(
         id=spec.id,
-        operations=operations(spec, stage, outside_mounts=outside_mounts),
+        operations=operations(spec, stage, outside_mounts=outside_mounts, device_nodes=device_nodes),
         working_directory=spec.working_directory,
         user=spec.user,
         hostname=spec.hostname,
@@ -194,4 +236,5 @@ def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = (
         script=spec.script is not None,
         scratch=stage.locate(spec.scratch) if spec.scratch else "",
         generation=spec.generation,
+        rlimits=resource_limits(spec.ulimits),
     )

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from nbcontainer import errors
 from nbcontainer._linux import idmaps, mounts
+from nbcontainer._linux.cgroups import machine_hierarchies
 from nbcontainer.errors import InvalidOption, NbcontainerError, UnsupportedHost
 from nbcontainer.runtime import cgroups
+from nbcontainer.runtime.freezer import freezer_prefix
 from nbcontainer.runtime.protocol import (
     MOST_FDS,
     Accepted,
@@ -41,12 +43,15 @@ from nbcontainer.runtime.protocol import (
     receive,
     send,
 )
+from nbcontainer.runtime.resources import Resources
 from nbcontainer.runtime.rootfs import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.model import IdMap
+    from nbcontainer.runtime.groups import Group
 
 __all__ = ["Connection", "Launcher", "LauncherSettings", "error_from", "shifted_clone", "write_id_map"]
 
@@ -70,10 +75,11 @@ class LauncherSettings:
 
 
 class Connection:
-    """The control socket of one container or task."""
+    """The control socket of one container or task; `resources` is what a container holds beside its processes."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, channel: socket.socket, resources: Resources | None = None) -> None:
         self._channel = channel
+        self.resources = resources
         self.pid: int | None = None
         self.pidfd = -1
         self.started = False
@@ -108,17 +114,26 @@ class Connection:
 
     def signal(self, number: int) -> None:
         """Send a signal to the command's process group."""
+        self._thaw()
         with contextlib.suppress(OSError):
             send(self._channel, Signal(number))
 
     def end(self) -> None:
         """End every process of the container, at once."""
+        self._thaw()
         with contextlib.suppress(OSError):
             send(self._channel, Signal(9, everything=True))
+
+    def _thaw(self) -> None:
+        if self.resources is not None and self.pid is not None:
+            self.resources.thaw(self.pid)
 
     def close(self) -> None:
         """Let go; a container that still runs ends."""
         self._channel.close()
+        if self.resources is not None:
+            self.resources.release(self.pid, self.pidfd)
+            self.resources = None
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -133,6 +148,8 @@ class Launcher:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._cgroup = ""
+        self._freezer = ""
+        self._hierarchies: tuple[Hierarchy, ...] = ()
         self._host_lowers: tuple[str, ...] = ()
         self._host_problem = ""
 
@@ -152,9 +169,21 @@ class Launcher:
         """Why the machine's own root could not be cloned, or ""."""
         return self._host_problem
 
-    def run(self, request: Run, stdio: tuple[int, int, int], mounts_outside: Sequence[int] = ()) -> Connection:
-        """Start a container; the descriptors stay the caller's to close."""
-        return self._request(request, (*stdio, *mounts_outside))
+    def run(
+        self,
+        request: Run,
+        stdio: tuple[int, int, int],
+        further: Sequence[int] = (),
+        group: Group | None = None,
+    ) -> Connection:
+        """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's."""
+        return self._request(request, (*stdio, *further), Resources(group, self._hierarchies, self._freezer))
+
+    @property
+    def limits_processes(self) -> bool:
+        """Whether every container has a limit on processes here; starts the launcher when it is not running."""
+        self._ensure()
+        return bool(self._cgroup)
 
     def expect(self, message: Expect) -> None:
         """Say what will probably be asked for next. A launcher that is gone learns it with the request after that."""
@@ -193,7 +222,7 @@ class Launcher:
         with self._lock:
             self._stop()
 
-    def _request(self, message: Run | Task, fds: tuple[int, ...]) -> Connection:
+    def _request(self, message: Run | Task, fds: tuple[int, ...], resources: Resources | None = None) -> Connection:
         if len(fds) >= MOST_FDS:
             raise InvalidOption(f"{len(fds)} volumes or layers at once are more than the {MOST_FDS - 1} there can be")
         channel = self._ensure()
@@ -211,7 +240,7 @@ class Launcher:
             raise
         finally:
             theirs.close()
-        return Connection(ours)
+        return Connection(ours, resources)
 
     # --- starting ---------------------------------------------------------------------------------------------------
 
@@ -259,9 +288,7 @@ class Launcher:
         settings = self._settings
         privileged = settings.id_map.method == "privileged"
         assert self._process is not None
-        if privileged:
-            root_uid, root_gid = settings.id_map.uids[0].outside, settings.id_map.gids[0].outside
-            self._cgroup = cgroups.make_subtree(str(self._process.pid), root_uid, root_gid)
+        self._make_cgroups(str(self._process.pid))
         if self._cgroup:
             with open(os.path.join(self._cgroup, "cgroup.procs"), "w", encoding="ascii") as file:
                 file.write(str(self._process.pid))
@@ -277,6 +304,7 @@ class Launcher:
                 capabilities=sorted(settings.capabilities),
                 cgroup=self._cgroup,
                 pids_limit=settings.pids_limit,
+                freezer=self._freezer,
                 modules=list(settings.modules),
             ),
         )
@@ -291,6 +319,15 @@ class Launcher:
             for fd in clones:
                 os.close(fd)
         self._expect(channel, Ready)
+
+    def _make_cgroups(self, name: str) -> None:
+        """Give container root a place for the limit on processes, where we may; tell where pausing would have one."""
+        root = self._settings.id_map
+        uid, gid = root.uids[0].outside, root.gids[0].outside
+        self._hierarchies = machine_hierarchies()
+        cgroups.sweep(self._hierarchies)
+        self._cgroup = cgroups.make_subtree(name, uid, gid)
+        self._freezer = freezer_prefix(self._hierarchies, name)
 
     def _clones(self, pid: int) -> list[int]:
         """Detached copies of the store's mount and, with ids shifted, of the machine's file systems."""
@@ -344,7 +381,7 @@ class Launcher:
             self._process = None
         if self._cgroup:
             cgroups.remove_subtree(self._cgroup)
-            self._cgroup = ""
+        self._cgroup = self._freezer = ""
 
 
 def shifted_clone(path: str, userns: int, *, recursive: bool) -> int:

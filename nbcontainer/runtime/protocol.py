@@ -74,6 +74,7 @@ class Configure:
     capabilities: list[int]
     cgroup: str = ""
     pids_limit: int = 0
+    freezer: str = ""
     modules: list[str] = field(default_factory=list)
 
 
@@ -100,6 +101,9 @@ class Room:
 
     Two rooms that are equal can stand for each other. `generation` changes when the layers below are made anew under
     the same path; with `script` there is a place for a cell's text; `scratch` is removed when the container is over.
+    `program` is a system-call filter of its own, as hex, when `filter` is ``custom``; ``unconfined`` has none.
+    `rlimits` are soft and hard limits by the number of the resource. With `cgroups`, as many entrances of cgroups come
+    as descriptors after the mounts.
     """
 
     id: str
@@ -115,11 +119,14 @@ class Room:
     script: bool
     scratch: str
     generation: str
+    program: str = ""
+    rlimits: dict[str, list[int]] = field(default_factory=dict)
+    cgroups: int = 0
 
 
 @dataclass(frozen=True)
 class Run:
-    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then mounts made outside."""
+    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then those of its room."""
 
     room: Room
     argv: list[str]
@@ -137,7 +144,7 @@ class Expect:
 
 @dataclass(frozen=True)
 class Furnish:
-    """Launcher to the command's process: build this room. fds: mounts made outside.
+    """Launcher to the command's process: build this room. fds: mounts made outside, then entrances of cgroups.
 
     One that is built `ahead` of any request and cannot be is silent: its process ends.
     """

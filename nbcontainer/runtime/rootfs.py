@@ -53,20 +53,28 @@ class Stage:
         return path
 
 
-def operations(spec: ContainerSpec, stage: Stage, *, outside_mounts: tuple[int, ...] = ()) -> list[Operation]:
+def operations(
+    spec: ContainerSpec, stage: Stage, *, outside_mounts: tuple[int, ...] = (), device_nodes: int = -1
+) -> list[Operation]:
     """The steps that turn an empty stage into the container's root, in order.
 
     `outside_mounts` gives, for each idmapped bind of ``spec.mounts`` in order, the index of the
-    descriptor that travels with the request.
+    descriptor that travels with the request; `device_nodes` that of a mount with nodes made for ``spec.devices``,
+    or -1 where the machine's own are shown.
     """
     steps = root_operations(spec.root, stage)
     steps += [{"op": "attach", "tree": tree, "target": tree} for tree in ("proc", "sys", "dev")]
+    if spec.shm_size:
+        steps.append({"op": "resize", "target": "/dev/shm", "size": spec.shm_size})  # noqa: S108 - the container's own
     steps += _generated_files(spec)
     steps += [{"op": "write", "path": path.lstrip("/"), "text": text, "mode": 0o444} for path, text in spec.files]
     steps += [{"op": "mask", "target": mount.target} for mount in spec.root if mount.kind == "mask"]
     remaining = list(outside_mounts)
     for mount in spec.mounts:
         steps.append(_mount_step(mount, stage, remaining.pop(0) if mount.idmapped else -1))
+    if spec.devices:
+        nodes = [[device.source, device.target, device.access] for device in spec.devices]
+        steps.append({"op": "devices", "fd": device_nodes, "nodes": nodes})
     return steps
 
 
@@ -98,6 +106,7 @@ def _mount_step(mount: Mount, stage: Stage, fd: int) -> Operation:
             "size": mount.size,
             "mode": mount.mode,
             "read_only": mount.read_only,
+            "executable": mount.executable,
         }
     if mount.kind == "mask":
         return {"op": "mask", "target": mount.target}

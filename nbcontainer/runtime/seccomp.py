@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from nbcontainer.errors import UnsupportedHost
 from nbcontainer.runtime import newcalls, profile
+from nbcontainer.runtime.profile_file import read_profile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["Rule", "compiled_profile", "profile_rules"]
+__all__ = ["Action", "Rule", "compiled_profile", "filter_for", "profile_rules"]
 
 _CLONE_NAMESPACE_FLAGS = 0x7E020000
 _EPERM = 1
@@ -71,8 +72,10 @@ _OWNER_CALLS = [
     "capset",
 ]
 
-Rule = tuple[str, int | None, tuple[tuple[int, str, int, int], ...]]
-"""A call, the errno it answers (None: allowed), and conditions (argument, operator, value, masked value)."""
+Action = int | str | None
+"""What a call meets: an errno, nothing (None: it is allowed), or one of libseccomp's actions by name."""
+Rule = tuple[str, Action, tuple[tuple[int, str, int, int], ...]]
+"""A call, its action, and conditions (argument, operator, value, masked value)."""
 
 
 def profile_rules(capabilities: frozenset[str], machine: str, *, pretend_owners: bool = False) -> tuple[Rule, ...]:
@@ -86,8 +89,7 @@ def profile_rules(capabilities: frozenset[str], machine: str, *, pretend_owners:
     rules: list[Rule] = []
     if pretend_owners:
         names.difference_update(_OWNER_CALLS, ("mknod", "mknodat"))
-        rules += [(name, 0, ()) for name in _OWNER_CALLS]
-        rules += _pretend_devices()
+        rules += _pretend_owners()
     rules += [(name, None, ()) for name in sorted(names)]
     if "SYS_ADMIN" not in capabilities:
         flags_at = 1 if machine in {"s390", "s390x"} else 0
@@ -98,6 +100,10 @@ def profile_rules(capabilities: frozenset[str], machine: str, *, pretend_owners:
     rules.append(("socket", None, ((0, "EQ", _AF_ALG + 1, 0),)))
     rules.append(("socket", None, ((0, "GT", _AF_VSOCK, 0),)))
     return tuple(rules)
+
+
+def _pretend_owners() -> list[Rule]:
+    return [*((name, 0, ()) for name in _OWNER_CALLS), *_pretend_devices()]
 
 
 def _pretend_devices() -> list[Rule]:
@@ -117,12 +123,40 @@ def compiled_profile(cache: str, capabilities: frozenset[str], *, pretend_owners
     isolation.
     """
     rules = profile_rules(capabilities, os.uname().machine, pretend_owners=pretend_owners)
-    key = hashlib.sha256(json.dumps([_FORMAT, os.uname().machine, os.uname().release, rules]).encode()).hexdigest()
+    return _kept_or_compiled(cache, rules, _EPERM, newer_calls=True)
+
+
+def filter_for(cache: str, wanted: str, capabilities: Iterable[str], *, pretend_owners: bool) -> bytes:
+    """The filter of a container with these capabilities: ``default``, ``unconfined`` or a profile's path.
+
+    b"" is none at all. Where owners are pretended that stays so whatever else is asked, for without it neither apt
+    nor dpkg works. Raises `InvalidOption` for a profile that cannot be used.
+    """
+    names = frozenset(capabilities)
+    if wanted == "default":
+        return compiled_profile(cache, names, pretend_owners=pretend_owners)
+    default: Action = None
+    rules: tuple[Rule, ...] = ()
+    if wanted != "unconfined":
+        default, rules = read_profile(wanted, names)
+    if pretend_owners:
+        pretended = {*_OWNER_CALLS, "mknod", "mknodat"}
+        ours = [rule for rule in _pretend_owners() if rule[1] != default]
+        rules = (*ours, *(rule for rule in rules if rule[0] not in pretended))
+    if default is None and not rules:
+        return b""
+    return _kept_or_compiled(cache, rules, default, newer_calls=False)
+
+
+def _kept_or_compiled(cache: str, rules: tuple[Rule, ...], default: Action, *, newer_calls: bool) -> bytes:
+    """With `newer_calls`, those that libseccomp does not know yet are answered by their rules too."""
+    parts = [_FORMAT, os.uname().machine, os.uname().release, newer_calls, default, rules]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     path = os.path.join(cache, f"{key[:32]}.bpf")
     program = _kept(path, key)
     if program:
         return program
-    program = _compile(rules)
+    program = _compile(rules, default, newer_calls=newer_calls)
     with contextlib.suppress(OSError):  # only a cache: a full disk must not keep containers from starting
         _keep(program, path, key)
     return program
@@ -159,7 +193,7 @@ def _keep(program: bytes, path: str, key: str) -> None:
             raise
 
 
-def _compile(rules: Sequence[Rule]) -> bytes:
+def _compile(rules: Sequence[Rule], default: Action, *, newer_calls: bool) -> bytes:
     try:
         import pyseccomp as libseccomp
     except (ImportError, OSError, RuntimeError) as problem:
@@ -167,20 +201,28 @@ def _compile(rules: Sequence[Rule]) -> bytes:
             f"the system-call filter cannot be compiled because libseccomp is missing ({problem}); install it: "
             "`apt-get install libseccomp2`, `dnf install libseccomp` or `conda install -c conda-forge libseccomp`"
         ) from problem
-    program = libseccomp.SyscallFilter(libseccomp.ERRNO(_EPERM))
+    program = libseccomp.SyscallFilter(_named(libseccomp, default))
     for name in _SECONDARY.get(os.uname().machine, ()):
         program.add_arch(getattr(libseccomp.Arch, name))
     _sort_as_tree(program, libseccomp)
-    for name, errno, conditions in rules:
+    for name, action, conditions in rules:
         number = libseccomp.resolve_syscall(libseccomp.Arch.NATIVE, name)
         if number == _UNKNOWN_CALL:
             continue  # newer than this libseccomp, and said by the head; or of another architecture
         arguments = [libseccomp.Arg(at, getattr(libseccomp, operator), a, b) for at, operator, a, b in conditions]
-        program.add_rule(libseccomp.ALLOW if errno is None else libseccomp.ERRNO(errno), number, *arguments)
+        program.add_rule(_named(libseccomp, action), number, *arguments)
     with tempfile.TemporaryFile() as file:
         program.export_bpf(file)
         file.seek(0)
-        return newcalls.head(_tables(rules, libseccomp), (_AF_ALG, _AF_VSOCK)) + file.read()
+        tables = _tables(rules, libseccomp) if newer_calls else []
+        return (newcalls.head(tables, (_AF_ALG, _AF_VSOCK)) if tables else b"") + file.read()
+
+
+def _named(libseccomp: Any, action: Action) -> Any:
+    """Libseccomp's own value for an action."""
+    if action is None:
+        return libseccomp.ALLOW
+    return getattr(libseccomp, action) if isinstance(action, str) else libseccomp.ERRNO(action)
 
 
 def _tables(rules: Sequence[Rule], libseccomp: Any) -> list[newcalls.Table]:
@@ -189,7 +231,9 @@ def _tables(rules: Sequence[Rule], libseccomp: Any) -> list[newcalls.Table]:
     native = getattr(libseccomp.Arch, _ARCHITECTURES.get(machine, ""), None)
     if native is None:
         return []  # libseccomp's program alone: newer calls stay refused
-    unconditional = {name: errno for name, errno, conditions in rules if not conditions}
+    unconditional = {
+        name: action for name, action, conditions in rules if not conditions and not isinstance(action, str)
+    }
     tables = []
     for name in (_ARCHITECTURES[machine], *_SECONDARY.get(machine, ())):
         architecture, x32 = getattr(libseccomp.Arch, name), name == "X32"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nbcontainer._linux.features import Attempt, Feature, Observations, explain, observe, pids_cgroup_places, probe
+from nbcontainer._linux.features import Attempt, Feature, Observations, explain, observe, probe
 from nbcontainer.model.idmap import IdMap, IdRange
 from tests.harness.users import User, run_as
 
@@ -25,7 +25,8 @@ RANGE = IdMap(
     method="helpers",
 )
 EVERYTHING = (
-    *("openat2", "pidfd", "clone3", "close-range", "seccomp", "libseccomp", "pids-cgroup", "id-map", "user-namespace"),
+    *("openat2", "pidfd", "clone3", "close-range", "seccomp", "libseccomp", "id-map", "user-namespace"),
+    *("pids-cgroup", "memory-cgroup", "cpu-cgroup", "cpuset-cgroup", "freezer-cgroup"),
     *("own-map", "namespace-mount", "namespace-pid", "namespace-network", "namespace-ipc", "namespace-uts"),
     *("namespace-cgroup", "proc", "sysfs", "mqueue", "devpts", "tmpfs", "mount-api", "overlay", "whiteouts"),
     "overlay-long-chains",
@@ -221,14 +222,6 @@ def test_overlay_works_as_the_probe_says(tmp_path: Path) -> None:
     seen = observe(str(tmp_path))
     assert named(seen, "overlay").works
     assert seen.store_file_system in named(seen, "overlay").reason
-
-
-@pytest.mark.userns
-def test_pids_cgroup_places_exist() -> None:
-    """Every place where a pids cgroup might be made is a folder, nearest first and without repeats."""
-    layout, places = pids_cgroup_places()
-    assert layout in {"v1", "v2", "hybrid", "none"}
-    assert len(set(places)) == len(places)
 
 
 REPORT = (

@@ -271,7 +271,7 @@ def said(rules: dict[int, list[Rule]], number: int, first: int) -> int:
         return ERRNO | ENOSYS
     for _, errno, conditions in rules.get(number, ()):
         if all(HOLDS[operator](0 if at else first, a, b) for at, operator, a, b in conditions):
-            return ALLOW if errno is None else ERRNO | errno
+            return ALLOW if errno is None else ERRNO | int(errno)
     return ERRNO | EPERM
 
 

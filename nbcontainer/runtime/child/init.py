@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from nbcontainer._linux import processes, syscalls
-from nbcontainer.runtime.child import setup, stage
+from nbcontainer.runtime.child import limits, setup, stage
 from nbcontainer.runtime.protocol import (
     Execute,
     Exited,
@@ -258,20 +258,23 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
 
 def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:
     """The room, built and entered."""
-    processes.drop_bounding_set(settings.capabilities, settings.last_capability)
+    limits.enter_cgroups(room, fds)
+    processes.drop_bounding_set(frozenset(room.capabilities), settings.last_capability)
     syscalls.sethostname(room.hostname)
     root = setup.build_root(room, fds)
     setup.enter_root(root)
     for fd in (root, *fds):
         os.close(fd)
-    return setup.settle(room, _filter(settings, room.filter), single_id=settings.single_id)
+    return setup.settle(room, _filter(settings, room), single_id=settings.single_id)
 
 
-def _filter(settings: Settings, name: str) -> bytes:
-    """The filter of that name; there is none for a name we were not given, and without one nothing runs."""
-    program = settings.filters.get(name)
+def _filter(settings: Settings, room: Room) -> bytes:
+    """The room's filter, by name or its own; without one nothing runs, unless that is what was asked for."""
+    if room.filter == "unconfined":
+        return b""
+    program = bytes.fromhex(room.program) if room.filter == "custom" else settings.filters.get(room.filter)
     if not program:
-        raise setup.SetupError(f"system-call filter {name!r} is not among those this launcher was started with")
+        raise setup.SetupError(f"system-call filter {room.filter!r} is not among those this launcher was started with")
     return program
 
 

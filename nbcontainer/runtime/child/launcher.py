@@ -23,7 +23,7 @@ import time
 from typing import NoReturn
 
 from nbcontainer._linux import mounts, processes, syscalls
-from nbcontainer.runtime.child import init, stage, tasks
+from nbcontainer.runtime.child import init, limits, stage, tasks
 from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
@@ -427,6 +427,7 @@ class Launcher:
 
     def _end(self) -> None:
         """The engine is gone: every container dies, their writable layers are removed, cgroups too."""
+        limits.thaw(self._configuration.freezer, self._running)
         pids = [*self._running, *(prepared.pid for prepared in (*self._ready, *self._furnished))]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux import mounts, processes, syscalls
-from nbcontainer.runtime.child import accounts, stage
+from nbcontainer.runtime.child import accounts, limits, stage
 from nbcontainer.runtime.rootfs import SCRIPT_PATH
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ def _tmpfs(root: int, step: dict[str, Any], _fds: list[int]) -> None:
     target = _ensure_directory(root, step["target"])
     try:
         flags = mounts.MS_NOSUID | mounts.MS_NODEV | (mounts.MS_RDONLY if step["read_only"] else 0)
+        flags |= 0 if step["executable"] else mounts.MS_NOEXEC
         size = f",size={step['size']}" if step["size"] else ""
         mounts.mount("tmpfs", f"/proc/self/fd/{target}", "tmpfs", flags, f"mode={step['mode']:o}{size}")
     finally:
@@ -223,6 +224,60 @@ def _bind(root: int, step: dict[str, Any], fds: list[int]) -> None:
     finally:
         if not made_outside:
             os.close(tree)
+
+
+def _devices(root: int, step: dict[str, Any], fds: list[int]) -> None:
+    """Show device nodes: those made outside (as root), or the machine's own as far as container root may open them."""
+    if step["fd"] >= 0:
+        os.mkdir("gen/devices", 0o755)
+        _move_to(fds[step["fd"]], "gen/devices")
+    for number, (source, target, access) in enumerate(step["nodes"]):
+        place = _ensure_file(root, target)
+        try:
+            if step["fd"] >= 0:
+                mounts.mount(f"gen/devices/{number}", f"/proc/self/fd/{place}", "", mounts.MS_BIND)
+            else:
+                tree = mounts.clone_exactly(source, recursive=False)
+                try:
+                    mounts.set_attributes(tree, mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NOEXEC)
+                    mounts.move_tree(tree, place)
+                finally:
+                    os.close(tree)
+        finally:
+            os.close(place)
+        _check_access(root, source, target, access)
+
+
+def _move_to(tree: int, target: str) -> None:
+    target_fd = os.open(target, _DIRECTORY | os.O_CLOEXEC)
+    try:
+        mounts.move_tree(tree, target_fd)
+    finally:
+        os.close(target_fd)
+
+
+def _check_access(root: int, source: str, target: str, access: str) -> None:
+    shown = syscalls.openat2(root, target.strip("/"), os.O_PATH, resolve=_IN_ROOT)
+    try:
+        wanted = (os.R_OK if "r" in access else 0) | (os.W_OK if "w" in access else 0)
+        if not os.access(f"/proc/self/fd/{shown}", wanted, effective_ids=True):
+            raise SetupError(
+                f"device {source} cannot be given to the container: it is open to other users or groups of this"
+                " machine, whose ids a container of yours does not have; let an administrator open it to you"
+                f" (setfacl -m u:NAME:{access} {source}), or run as root"
+            )
+    finally:
+        os.close(shown)
+
+
+def _resize(root: int, step: dict[str, Any], _fds: list[int]) -> None:
+    """Give a prepared tmpfs another size (tmpfs(5), size=)."""
+    target = syscalls.openat2(root, step["target"].strip("/"), _DIRECTORY, resolve=_NO_LINKS)
+    try:
+        flags = mounts.MS_REMOUNT | mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC
+        mounts.mount("", f"/proc/self/fd/{target}", "tmpfs", flags, f"size={step['size']}")
+    finally:
+        os.close(target)
 
 
 def _generated(root: int, step: dict[str, Any], _fds: list[int]) -> None:
@@ -277,9 +332,11 @@ def _symlink(root: int, step: dict[str, Any], _fds: list[int]) -> None:
 _PERFORM: dict[str, Callable[[int, dict[str, Any], list[int]], None]] = {
     "attach": _attach,
     "bind": _bind,
+    "devices": _devices,
     "generated": _generated,
     "mask": _mask,
     "overlay": _overlay,
+    "resize": _resize,
     "symlink": _symlink,
     "tmpfs": _tmpfs,
     "write": _write,
@@ -323,9 +380,11 @@ def settle(room: Room, program_filter: bytes, *, single_id: bool) -> Built:
         os.fchmod(script, 0o444)
     os.umask(0o022)
     _make_working_directory(room.working_directory)
+    if not room.no_new_privileges:  # loading a filter then takes CAP_SYS_ADMIN, which is about to go (seccomp(2))
+        _load_filter(room, program_filter)
     if _is_final(account, single_id=single_id):
         _become(account, room)
-    if room.filter == _DEFAULT_FILTER:
+    if room.filter == _DEFAULT_FILTER and room.no_new_privileges:
         _load_filter(room, program_filter)
         program_filter = b""
     return Built(room, account, program_filter, script)
@@ -350,9 +409,12 @@ def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announc
         _become(account, room)
     _enter_working_directory(room.working_directory)
     program = _find_program(request.argv[0], environment)
-    if built.program_filter:
+    limits.set_rlimits(room)
+    announce()  # a filter of one's own may know no socket
+    if not room.no_new_privileges:
+        limits.check_identity(room, account.uid)
+    elif room.filter != _DEFAULT_FILTER or built.program_filter:
         _load_filter(room, built.program_filter)
-    announce()
     try:
         os.execve(program, request.argv, environment)
     except OSError as problem:
@@ -372,7 +434,8 @@ def _fill(fd: int, text: str) -> None:
 def _load_filter(room: Room, program_filter: bytes) -> None:
     if room.no_new_privileges:
         processes.forbid_new_privileges()
-    processes.load_filter(program_filter)
+    if program_filter:
+        processes.load_filter(program_filter)
 
 
 def _environment(request: Execute, built: Built) -> dict[str, str]:

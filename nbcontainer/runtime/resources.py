@@ -1,0 +1,65 @@
+"""What a running container holds beside its processes, and how it is given back.
+
+Its group of cgroups when it has limits of its own, and what `update` and `pause` may have added meanwhile, from
+another notebook perhaps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from typing import TYPE_CHECKING
+
+from nbcontainer._linux.cgroups import KernelFiles, remove_cgroup
+from nbcontainer.runtime.freezer import thaw
+from nbcontainer.runtime.groups import Verdict, late_folders
+
+if TYPE_CHECKING:
+    from nbcontainer._linux.cgroups import Hierarchy
+    from nbcontainer.runtime.groups import Group
+
+__all__ = ["Resources"]
+
+_PATIENCE_MS = 5000
+
+
+class Resources:
+    """One container's, for whoever supervises it.
+
+    `known` are the hierarchies in which something may be, `freezer` begins the name of its cgroup while it is paused.
+    """
+
+    def __init__(self, group: Group | None, known: tuple[Hierarchy, ...], freezer: str = "") -> None:
+        self._group = group
+        self._known = known
+        self._freezer = freezer
+
+    def verdict(self) -> Verdict:
+        """What its limits have done so far; nothing for a container without."""
+        return self._group.verdict() if self._group else Verdict()
+
+    def thaw(self, pid: int) -> None:
+        """Let it go on if it is paused: before it is signalled, before it is ended."""
+        thaw(pid)
+
+    def release(self, pid: int | None, pidfd: int) -> None:
+        """Remove its cgroups when its last process is gone. It has been told to end; `pidfd` tells when it has."""
+        late = [] if pid is None else [folder for folder in self._late(pid) if os.path.isdir(folder)]
+        if not late and self._group is None:
+            return
+        for folder in late:
+            with contextlib.suppress(OSError):
+                KernelFiles().write(f"{folder}/freezer.state", "THAWED")
+        if pidfd >= 0:
+            end = select.poll()
+            end.register(pidfd, select.POLLIN)
+            end.poll(_PATIENCE_MS)
+        if self._group is not None:
+            self._group.remove()
+            self._group = None
+        for folder in late:
+            remove_cgroup(folder, KernelFiles())
+
+    def _late(self, pid: int) -> tuple[str, ...]:
+        return (*late_folders(pid, self._known), *([f"{self._freezer}{pid}"] if self._freezer else []))

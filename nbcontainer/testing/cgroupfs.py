@@ -1,0 +1,183 @@
+"""A cgroup file system that needs no kernel: folders with the files a kernel would show, and its rules.
+
+For tests of what makes and fills cgroups, of layouts that the machine at hand does not have. It keeps the rules that
+decide whether a place can be used: on v2, controllers are handed down from parent to child, not from a cgroup that
+holds processes; a folder is owned by somebody; one with children or processes cannot be removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from nbcontainer._linux.cgroups import Hierarchy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["FakeCgroups"]
+
+_V1_FILES = {
+    "memory": {
+        "memory.limit_in_bytes": "9223372036854771712",
+        "memory.memsw.limit_in_bytes": "9223372036854771712",
+        "memory.soft_limit_in_bytes": "9223372036854771712",
+        "memory.max_usage_in_bytes": "0",
+        "memory.usage_in_bytes": "0",
+        "memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 0",
+    },
+    "cpu": {"cpu.shares": "1024", "cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "-1"},
+    "cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
+    "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
+    "freezer": {"freezer.state": "THAWED"},
+}
+_V2_FILES = {
+    "memory": {
+        "memory.max": "max",
+        "memory.swap.max": "max",
+        "memory.low": "0",
+        "memory.current": "0",
+        "memory.peak": "0",
+        "memory.events": "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0",
+    },
+    "cpu": {"cpu.max": "max 100000", "cpu.weight": "100", "cpu.stat": "usage_usec 0"},
+    "cpuset": {"cpuset.cpus": "", "cpuset.mems": ""},
+    "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
+    "io": {"io.stat": ""},
+}
+
+
+@dataclass
+class FakeCgroups:
+    """One hierarchy below `point`, which must be an empty folder; a `CgroupFiles`.
+
+    `closed` are folders that belong to somebody else; `missing` are files this kernel does not have.
+    """
+
+    point: str
+    version: Literal[1, 2]
+    controllers: frozenset[str]
+    closed: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._populate(self.point, self.controllers)
+        for name, text in (("cpuset.cpus", "0-3"), ("cpuset.mems", "0")):
+            if "cpuset" in self.controllers and self.version == 1:
+                self._put(f"{self.point}/{name}", text)
+
+    def hierarchy(self, own: str = "") -> Hierarchy:
+        """What a process whose cgroup is `own` sees."""
+        return Hierarchy(version=self.version, controllers=self.controllers, point=self.point, own=own)
+
+    def grow(self, path: str, *, enabled: Iterable[str] = (), processes: Iterable[int] = ()) -> str:
+        """Make a cgroup that was there before, `enabled` being handed on to its children; return its folder."""
+        folder = f"{self.point}{path}"
+        self.make(folder)
+        if enabled:
+            self._put(f"{folder}/cgroup.subtree_control", " ".join(sorted(enabled)))
+        self._put(f"{folder}/cgroup.procs", "".join(f"{pid}\n" for pid in processes))
+        return folder
+
+    def set(self, path: str, text: str) -> None:
+        """Let the kernel have written `text`."""
+        self._put(path, text)
+
+    def make(self, path: str) -> None:
+        """See `CgroupFiles.make`."""
+        parent = os.path.dirname(path)
+        self._check(parent)
+        os.mkdir(path)
+        handed = self.read(f"{parent}/cgroup.subtree_control").split() if self.version == 2 else self.controllers
+        self._populate(path, handed)
+
+    def remove(self, path: str) -> None:
+        """See `CgroupFiles.remove`."""
+        if not os.path.isdir(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        entries = list(os.scandir(path))
+        if any(entry.is_dir() for entry in entries) or self.read(f"{path}/cgroup.procs").strip():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        for entry in entries:
+            os.unlink(entry.path)
+        os.rmdir(path)
+
+    def read(self, path: str) -> str:
+        """See `CgroupFiles.read`."""
+        if not os.path.exists(path):
+            return ""
+        with open(path, encoding="ascii") as file:
+            return file.read()
+
+    def has(self, path: str) -> bool:
+        """See `CgroupFiles.has`."""
+        return os.path.exists(path)
+
+    def write(self, path: str, text: str) -> None:
+        """See `CgroupFiles.write`."""
+        folder, name = os.path.split(path)
+        self._check(folder)
+        if not os.path.exists(path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if name == "cgroup.subtree_control":
+            self._hand_down(folder, text)
+        elif name == "cpuset.cpus" and self.version == 1:
+            self._narrow(folder, text)
+        elif name == "cgroup.procs":
+            self._put(path, f"{self.read(path)}{text}\n")
+        else:
+            self._put(path, text)
+
+    def _check(self, folder: str) -> None:
+        if folder in self.closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+    def _hand_down(self, folder: str, text: str) -> None:
+        asked = {word.removeprefix("+") for word in text.split()}
+        if not asked <= set(self.read(f"{folder}/cgroup.controllers").split()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+        if folder != self.point and self.read(f"{folder}/cgroup.procs").strip():
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)  # no internal processes
+        enabled = asked | set(self.read(f"{folder}/cgroup.subtree_control").split())
+        self._put(f"{folder}/cgroup.subtree_control", " ".join(sorted(enabled)))
+        for entry in os.scandir(folder):
+            if entry.is_dir():
+                self._populate(entry.path, enabled)
+
+    def _narrow(self, folder: str, text: str) -> None:
+        """A cpuset of v1 holds no less than its children and no more than its parent."""
+        wanted = _processors(text)
+        children = [_processors(self.read(f"{each.path}/cpuset.cpus")) for each in os.scandir(folder) if each.is_dir()]
+        above = folder if folder == self.point else os.path.dirname(folder)
+        if not wanted <= _processors(self.read(f"{above}/cpuset.cpus")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+        if any(not child <= wanted for child in children):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
+        self._put(f"{folder}/cpuset.cpus", text)
+
+    def _populate(self, folder: str, controllers: Iterable[str]) -> None:
+        files = {"cgroup.procs": ""}
+        if self.version == 2:
+            files |= {"cgroup.controllers": " ".join(sorted(controllers)), "cgroup.subtree_control": ""}
+            files |= {} if folder == self.point else {"cgroup.freeze": "0"}
+        for controller in controllers:
+            files |= (_V1_FILES if self.version == 1 else _V2_FILES).get(controller, {})
+        for name, text in files.items():
+            path = f"{folder}/{name}"
+            if name not in self.missing and (not os.path.exists(path) or name == "cgroup.controllers"):
+                self._put(path, text)
+
+    @staticmethod
+    def _put(path: str, text: str) -> None:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(text)
+
+
+def _processors(text: str) -> set[int]:
+    found: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
