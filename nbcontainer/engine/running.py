@@ -11,6 +11,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import stat
 import time
 from collections import deque
 from collections.abc import Callable
@@ -215,23 +216,24 @@ def _supervised(
         err_read, err_write = _pipe(undo)
         for end in (out_write, err_write):
             session.adopt(end.number)
-        in_read, in_write, feed = _input(request.stdin, undo)
+        given = _input(request.stdin, undo)
         record = placed.record
         try:
-            connection = session.runtime.start(placed.spec, (in_read.number, out_write.number, err_write.number))
+            connection = session.runtime.start(placed.spec, (given.reader.number, out_write.number, err_write.number))
         except BaseException:
             shutil.rmtree(record.directory, ignore_errors=True)
             raise
         undo.callback(connection.close)
-        for theirs in (in_read, out_write, err_write):
+        for theirs in (given.reader, out_write, err_write):
             theirs.close()
         _announce_successor(session, request, placed)
         outcome = supervise(
             connection,
             stdout=out_read.number,
             stderr=err_read.number,
-            stdin=in_write.release() if in_write else -1,
-            feed=feed,
+            stdin=given.writer.release() if given.writer else -1,
+            feed=given.feed,
+            source=given.source,
             sink=sink,
             on_accepted=lambda pid: record.update(pid=pid),
             timeout=request.options.timeout,
@@ -262,14 +264,34 @@ def _pipe(undo: contextlib.ExitStack) -> tuple[_End, _End]:
     return reader, writer
 
 
-def _input(stdin: bytes | BinaryIO | None, undo: contextlib.ExitStack) -> tuple[_End, _End | None, bytes]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Input:
+    """Where standard input comes from: the container's end, and what is pumped into `writer`, if anything is."""
+
+    reader: _End
+    writer: _End | None = None
+    feed: bytes = b""
+    source: int = -1
+
+
+def _input(stdin: bytes | BinaryIO | None, undo: contextlib.ExitStack) -> _Input:
+    """A file is read by us and goes through a pipe: from a descriptor of it the container could open it for writing."""
     if isinstance(stdin, bytes):
         reader, writer = _pipe(undo)
-        return reader, writer, stdin
+        return _Input(reader=reader, writer=writer, feed=stdin)
+    if stdin is not None and not _can_be_shared(stdin.fileno()):
+        reader, writer = _pipe(undo)
+        return _Input(reader=reader, writer=writer, source=stdin.fileno())
     source = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if stdin is None else os.dup(stdin.fileno())
     end = _End(source)
     undo.callback(end.close)
-    return end, None, b""
+    return _Input(reader=end)
+
+
+def _can_be_shared(descriptor: int) -> bool:
+    """Whether it leads to no file on a disk: a pipe, a socket, a terminal."""
+    mode = os.fstat(descriptor).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
 
 
 class _Kept:

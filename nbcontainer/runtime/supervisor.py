@@ -52,6 +52,7 @@ class _Supervision:
         stderr: int,
         stdin: int,
         feed: bytes,
+        source: int,
         sink: Sink,
         on_accepted: Callable[[int], None],
     ) -> None:
@@ -62,6 +63,7 @@ class _Supervision:
         self._open = set(self._names)
         self._stdin = stdin
         self._feed = memoryview(feed)
+        self._source = source
         self.exited: Exited | None = None
         self.failure: Failed | None = None
         self.gone = False
@@ -108,13 +110,18 @@ class _Supervision:
             self._poll.unregister(fd)
 
     def _write(self) -> None:
+        if not self._feed and self._source >= 0:
+            self._feed = memoryview(os.read(self._source, _CHUNK))
         try:
             written = os.write(self._stdin, self._feed[:_CHUNK])
             self._feed = self._feed[written:]
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self._feed = self._feed[:0]
+            self._feed, self._source = self._feed[:0], -1
+        else:
+            if written and self._source >= 0:
+                return  # there may be more
         if not self._feed:
             self.close_stdin()
 
@@ -142,18 +149,27 @@ def supervise(
     stderr: int,
     stdin: int = -1,
     feed: bytes = b"",
+    source: int = -1,
     sink: Sink,
     on_accepted: Callable[[int], None] = _ignore_pid,
     timeout: float | None = None,
     grace: float = 2.0,
 ) -> Outcome:
-    """Pump until the container is over. `stdin`, a pipe's writing end, is fed `feed` and closed here.
+    """Pump until the container is over.
 
+    `stdin`, a pipe's writing end, is fed `feed` and what can be read from the file `source`, and closed here.
     `timeout` and `grace` are seconds. Returns only when the outcome is known; after an interrupt or a timeout, only
     when every process of the container is gone. `on_accepted` is told the pid of its PID 1.
     """
     loop = _Supervision(
-        connection, stdout=stdout, stderr=stderr, stdin=stdin, feed=feed, sink=sink, on_accepted=on_accepted
+        connection,
+        stdout=stdout,
+        stderr=stderr,
+        stdin=stdin,
+        feed=feed,
+        source=source,
+        sink=sink,
+        on_accepted=on_accepted,
     )
     reason: ExitReason = "exited"
     steps: tuple[str, ...] = ()

@@ -110,6 +110,11 @@ class Agent:
         finally:
             module.carry_out = start
 
+    def do_run_fed(self, *, image: str, source: str, script: str) -> str:
+        """Run a script whose standard input is a file, as ``nbcontainer run -i IMAGE <FILE`` has it; its output."""
+        with open(source, "rb") as file:
+            return self.engine.run(image, ["/bin/sh", "-c", script], stdin=file).stdout
+
     def do_pull(self, *, image: str) -> str:
         """Pull, telling of each event."""
         return self.engine.pull(image, listener=lambda event: self.tell("event", type(event).__name__)).reference

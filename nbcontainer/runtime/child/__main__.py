@@ -1,5 +1,7 @@
 """Entry of the launcher: ``python -I -S …/runtime/child/__main__.py FD``, FD being its connection to the engine.
 
+(A second number is what a launcher in its second life remembers of the first.)
+
 Isolated and without site-packages: a user's path settings, customisations and environment do not reach it.
 """
 
@@ -13,4 +15,4 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(here))))
     from nbcontainer.runtime.child import launcher
 
-    launcher.main(int(sys.argv[1]))
+    launcher.main(*(int(each) for each in sys.argv[1:]))

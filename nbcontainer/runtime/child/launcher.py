@@ -36,6 +36,8 @@ from nbcontainer.runtime.protocol import (
     Run,
     Task,
     Unshared,
+    decode,
+    encode,
     receive,
     send,
 )
@@ -43,6 +45,8 @@ from nbcontainer.runtime.protocol import (
 __all__ = ["main"]
 
 _STAGE = "run"
+_SELF = "/proc/self/exe"
+_ISOLATED = ("-I", "-S")
 _MOST_DEATHS = 20
 """Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
 _CALM = 25
@@ -51,14 +55,26 @@ _STALE = 900.0
 """Seconds after which a furnished container is not used any more: an hour later others would sweep its folder."""
 
 
-def main(fd: int) -> NoReturn:
-    """Serve the engine at the other end of `fd` until it goes away."""
+def main(fd: int, memory: int = -1) -> NoReturn:
+    """Serve the engine at the other end of `fd` until it goes away.
+
+    With `memory` this is the second life of a launcher (see `_start_again`): a file with its configuration.
+    """
     channel = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
     try:
-        configuration = _first(channel)
-        tasks.load(configuration.modules)
-        _enter_user_namespace(channel, configuration)
+        if memory < 0:
+            configuration = _first(channel)
+            exposed = _could_be_changed(configuration)
+            if not exposed:
+                tasks.load(configuration.modules)
+            fds = _enter_user_namespace(channel, configuration)
+            if exposed:
+                _start_again(fd, configuration)
+        else:
+            configuration, fds = _remembered(memory), []
+            tasks.load(configuration.modules)
+        _build_stage(configuration, fds)
         launcher = Launcher(channel, configuration)
     except (OSError, ProtocolError) as problem:
         with contextlib.suppress(OSError):
@@ -69,6 +85,43 @@ def main(fd: int) -> NoReturn:
     os._exit(0)
 
 
+def _could_be_changed(configuration: Configure) -> bool:
+    """Whether the file of this interpreter will be container root's own, as a user's from conda, pyenv or uv is."""
+    return not configuration.privileged and (os.stat(_SELF).st_uid == os.geteuid() or os.access(_SELF, os.W_OK))
+
+
+def _start_again(fd: int, configuration: Configure) -> None:
+    """Execute the same interpreter anew, from a read-only mount over its own file.
+
+    A command of ``/proc/self/exe`` (or a #! line of it) runs the file that the command's process was made from: ours.
+    Through that mount it can neither be written nor have its mode changed, whoever owns it (CVE-2019-5736). The path
+    is as before, so the interpreter finds its library.
+    """
+    interpreter = os.path.realpath(_SELF)
+    tree = mounts.clone_tree(mounts.AT_FDCWD, interpreter)
+    mounts.set_attributes(tree, mounts.MOUNT_ATTR_RDONLY)
+    target = os.open(interpreter, os.O_PATH | os.O_CLOEXEC)
+    mounts.move_tree(tree, target)
+    memory = os.memfd_create("nbcontainer-configuration", 0)
+    with open(memory, "wb", closefd=False) as file:
+        file.write(encode(configuration))
+    os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's own signature
+    os.execv(interpreter, [sys.executable, *_ISOLATED, os.path.abspath(sys.argv[0]), str(fd), str(memory)])
+
+
+def _remembered(memory: int) -> Configure:
+    with open(memory, "rb") as file:
+        file.seek(0)
+        configuration = decode(file.read())
+    if not isinstance(configuration, Configure):
+        raise ProtocolError("expected Configure")
+    if not os.statvfs(_SELF).f_flag & os.ST_RDONLY:
+        raise OSError(
+            "the interpreter could still be changed from inside a container, although it was mounted read-only"
+        )
+    return configuration
+
+
 def _first(channel: socket.socket) -> Configure:
     received = receive(channel)
     if received is None or not isinstance(received[0], Configure):
@@ -76,11 +129,11 @@ def _first(channel: socket.socket) -> Configure:
     return received[0]
 
 
-def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> None:
-    """Unshare, have the maps written, and attach the stage over the store's run directory.
+def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> list[int]:
+    """Unshare and have the maps written; return the clones of the machine's file systems that came along, as root.
 
-    The current directory is the way there: it follows into the new mount namespace, whether or not container root may
-    walk the folders above it.
+    The current directory, which is where the stage will be, follows into the new mount namespace, whether or not
+    container root may walk the folders above it.
     """
     os.chdir(os.path.join(configuration.store, _STAGE))
     syscalls.unshare(processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
@@ -88,10 +141,14 @@ def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> N
     received = receive(channel)
     if received is None or not isinstance(received[0], Mapped):
         raise ProtocolError("expected Mapped")
-    fds = received[1]
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
+    return received[1]
+
+
+def _build_stage(configuration: Configure, fds: list[int]) -> None:
+    """Mount the stage over the store's run directory, which is the current one, and attach the store to it."""
     mounts.mount("tmpfs", ".", "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, "mode=755,size=1m")
     here = _reopen_here()
     os.fchdir(here)
