@@ -33,7 +33,9 @@ it as it is, without a traceback.
 
 from __future__ import annotations
 
+import re
 import subprocess
+import unicodedata
 
 __all__ = [
     "BlobNotFound",
@@ -61,7 +63,34 @@ __all__ = [
     "StorageError",
     "UnsafeLayer",
     "UnsupportedHost",
+    "printable",
 ]
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+_LONGEST = 4000
+
+
+def printable(text: str) -> str:
+    r"""Text on one line in which nothing can move the cursor, change colours or reverse the reading direction.
+
+    >>> printable("a\x1b[31mb")
+    'a\\x1b[31mb'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(_visible(mark) if unicodedata.category(mark) in _HIDDEN else mark for mark in text)
+
+
+def _visible(mark: str) -> str:
+    return repr(mark)[1:-1] if not mark.isprintable() else f"\\u{ord(mark):04x}"
+
+
+def _on_screen(text: str) -> str:
+    """A sentence as it is shown: names in it are strangers', so they may neither steer a terminal nor fill a page."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
+    return "\n".join(printable(line.replace("\t", " ")) for line in text.split("\n"))
 
 
 class NbcontainerError(Exception):
@@ -70,7 +99,7 @@ class NbcontainerError(Exception):
     @property
     def message(self) -> str:
         """The sentence to show, without a class name or traceback."""
-        return str(self.args[0]) if self.args else type(self).__name__
+        return _on_screen(str(self.args[0])) if self.args else type(self).__name__
 
     def __str__(self) -> str:
         return self.message
@@ -206,8 +235,9 @@ class ContainerExit(ContainerError, subprocess.CalledProcessError):
     @property
     def message(self) -> str:
         """`image: exit code N`, then the last lines of standard error."""
-        tail = f"\n{self.stderr_tail.rstrip()}" if self.stderr_tail.strip() else ""
-        return f"{self.image}: {self.reason}{tail}"
+        lines = _COLOURS.sub("", self.stderr_tail).replace("\r\n", "\n").rstrip()
+        tail = f"\n{_on_screen(lines)}" if lines.strip() else ""
+        return f"{_on_screen(self.image)}: {_on_screen(self.reason)}{tail}"
 
 
 class ContainerTimeout(ContainerExit):

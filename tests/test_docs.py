@@ -142,3 +142,13 @@ def test_environment_configuration_is_real() -> None:
         assert name in magics.class_own_traits(config=True)
         setattr(magics, name, ast.literal_eval(value))
     assert lines
+
+
+def test_attacks_have_tests() -> None:
+    """Every file that SECURITY.md names for a class of attack holds tests, and no security test is left out."""
+    text = (TOP / "SECURITY.md").read_text(encoding="utf-8")
+    named_there = set(re.findall(r"`(tests/[\w/]+\.py)`", text))
+    assert named_there
+    for name in named_there:
+        assert "\ndef test_" in (TOP / name).read_text(encoding="utf-8"), name
+    assert {f"tests/security/{path.name}" for path in (TOP / "tests/security").glob("test_*.py")} <= named_there

@@ -424,7 +424,10 @@ def resolved_volumes(options: RunOptions, store: str) -> tuple[BindMount, ...]:
     """
     resolved = []
     for volume in options.volumes:
-        source = os.path.realpath(volume.source)
+        try:
+            source = os.path.realpath(volume.source)
+        except OSError as problem:  # a link that was there a moment ago
+            raise InvalidOption(f"volume source {volume.source} changes while it is looked at; refused") from problem
         if not os.path.exists(source):
             raise InvalidOption(
                 f"volume source {volume.source} does not exist on this machine; "

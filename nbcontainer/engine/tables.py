@@ -11,12 +11,11 @@ import dataclasses
 import html
 import json
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from nbcontainer.errors import InvalidReference, NbcontainerError
+from nbcontainer.errors import InvalidReference, NbcontainerError, printable
 from nbcontainer.model import Reference
 
 if TYPE_CHECKING:
@@ -56,27 +55,11 @@ __all__ = [
 ]
 
 _Row = TypeVar("_Row")
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 _SHORT_COMMAND = 20
 _SHORT_CREATED_BY = 45
 
 
 # Text
-
-
-def printable(text: str) -> str:
-    r"""Text on one line in which nothing can move the cursor, change colours or reverse the reading direction.
-
-    >>> printable("a\x1b[31mb")
-    'a\\x1b[31mb'
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(_visible(mark) if unicodedata.category(mark) in _HIDDEN else mark for mark in text)
-
-
-def _visible(mark: str) -> str:
-    return repr(mark)[1:-1] if not mark.isprintable() else f"\\u{ord(mark):04x}"
 
 
 def escape(text: object) -> str:

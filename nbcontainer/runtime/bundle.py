@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from nbcontainer.errors import InvalidOption
+from nbcontainer.errors import InvalidImage, InvalidOption
 from nbcontainer.model import ContainerId, ContainerSpec, Mount
 from nbcontainer.runtime.capabilities import chosen_capabilities
 from nbcontainer.runtime.rootfs import SCRIPT_PATH
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["bundle", "command_line", "interpreter"]
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", re.ASCII)
+_LONGEST_NAME = 4095
 _APT_CONFIG = "/dev/apt.conf"
 """With a single id apt cannot switch to its own user, and checks that it did: tell it not to."""
 _RESERVED = ("/proc", "/sys", "/dev")
@@ -45,6 +46,11 @@ def bundle(
     hostname = options.hostname or container[:12]
     if not _HOSTNAME.fullmatch(hostname):
         raise InvalidOption(f"host name {hostname!r} must be up to 64 letters, digits, dots and dashes")
+    for what, text in (("working directory", config.working_directory), ("user", config.user)):
+        if "\0" in text or len(text) > _LONGEST_NAME:
+            raise InvalidImage(
+                f"the image's {what} is longer than {_LONGEST_NAME} characters or has a NUL byte; refused"
+            )
     directory = options.working_directory or config.working_directory or "/"
     if not directory.startswith("/"):
         directory = f"/{directory}" if not options.working_directory else _refuse_relative(directory)

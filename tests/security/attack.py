@@ -245,6 +245,150 @@ def find_handle(_: str = "") -> str:
     return outcome(libc.syscall(ctypes.c_long(number or 0), ctypes.c_long(os.open("/", os.O_RDONLY)), handle, 0))
 
 
+def chroot_out(path: str) -> str:
+    """Leave the root the classic way: a root below the current directory, then up (chroot(2), "Notes")."""
+    os.makedirs("/tmp/prison", exist_ok=True)
+    try:
+        os.chroot("/tmp/prison")
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+    for _ in range(64):
+        os.chdir("..")
+    os.chroot(".")
+    return f"outside: {os.listdir('/')}" if os.path.exists(path) else "refused inside"
+
+
+def join_first(flag: str) -> str:
+    """Enter a namespace of PID 1 by its pidfd."""
+    number = NUMBERS["setns"][0 if os.uname().machine == "x86_64" else 1]
+    return outcome(libc.syscall(ctypes.c_long(number or 0), ctypes.c_long(os.pidfd_open(1)), ctypes.c_long(int(flag))))
+
+
+def read_memory_of(pid: str) -> str:
+    """Read another process's memory (process_vm_readv)."""
+    number = 310 if os.uname().machine == "x86_64" else 270
+    buffer = ctypes.create_string_buffer(64)
+    local = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 64)
+    remote = (ctypes.c_void_p * 2)(id(errno), 64)
+    one, nothing = ctypes.c_long(1), ctypes.c_long(0)
+    return outcome(libc.syscall(ctypes.c_long(number), ctypes.c_long(int(pid)), local, one, remote, one, nothing))
+
+
+def writable_below(folder: str) -> str:
+    """Open every file below a folder for writing; name those that let us."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not os.path.islink(f"{place}/{name}")]
+        for name in names:
+            path = f"{place}/{name}"
+            if os.path.islink(path):
+                continue
+            try:
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            except OSError:
+                continue
+            found.append(path)
+    return " ".join(sorted(found))
+
+
+def writable_in_proc(_: str = "") -> str:
+    """The same for the files of proc that are no process's."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() and not os.path.islink(f"/proc/{name}"):
+            found.append(writable_below(f"/proc/{name}"))
+            if os.path.isfile(f"/proc/{name}") or stat.S_ISCHR(os.stat(f"/proc/{name}").st_mode):
+                try:
+                    os.close(os.open(f"/proc/{name}", os.O_WRONLY | os.O_NONBLOCK))
+                    found.append(f"/proc/{name}")
+                except OSError:
+                    continue
+    return " ".join(sorted(filter(None, found)))
+
+
+def make_interface(_: str = "") -> str:
+    """Make a network interface (RTM_NEWLINK of kind dummy)."""
+    kind = struct.pack("=HH8s", 12, 1, b"dummy")
+    information = struct.pack("=HH", 4 + len(kind), 18) + kind
+    body = struct.pack("=BxHiII", 0, 0, 0, 0, 0) + information
+    request = struct.pack("=IHHII", 16 + len(body), 16, 0x605, 1, 0) + body
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as link:
+        link.send(request)
+        answer = link.recv(4096)
+    (code,) = struct.unpack_from("=i", answer, 16)
+    return f"refused {errno.errorcode[-code]}" if code else "made"
+
+
+def interfaces(_: str = "") -> str:
+    """Name the network interfaces there are."""
+    return " ".join(sorted(name for _, name in socket.if_nameindex()))
+
+
+def hear_everything(_: str = "") -> str:
+    """Listen to raw packets of every interface for a moment."""
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as ear:
+            ear.settimeout(0.3)
+            return f"heard {ear.recv(100)!r}"
+    except TimeoutError:
+        return "refused silence"
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+
+
+def move_away(path: str) -> str:
+    """Rename, then remove, what the sandbox has mounted."""
+    said = []
+    for change in (lambda: os.rename(path, "/moved"), lambda: os.unlink(path), lambda: os.rmdir(path)):
+        try:
+            change()
+        except OSError as problem:
+            said.append(errno.errorcode[problem.errno or 0])
+        else:
+            said.append("done")
+    return ("refused " if "done" not in said else "") + " ".join(said)
+
+
+def console(path: str) -> str:
+    """Find the machine's consoles and type into them (TIOCLINUX, TIOCCONS)."""
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        fcntl.ioctl(fd, 0x541C, b"\x03" + bytes(16))
+    except OSError as problem:
+        return f"refused {errno.errorcode[problem.errno or 0]}"
+    return "typed"
+
+
+def above(path: str) -> str:
+    """See whether a way up or around leads to another root than ``/``."""
+    here, there = os.stat("/"), os.stat(path)
+    return "same" if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) else f"elsewhere: {os.listdir(path)}"
+
+
+def exhaust_descriptors(_: str = "") -> str:
+    """Open files until no more can be opened."""
+    held: list[int] = []
+    while len(held) < 3_000_000:
+        try:
+            held.append(os.open("/dev/null", os.O_RDONLY))
+        except OSError as problem:
+            return f"refused {errno.errorcode[problem.errno or 0]} {len(held)}"
+    return f"unbounded {len(held)}"
+
+
+def exhaust_watches(_: str = "") -> str:
+    """Make inotify instances and watches until no more can be made."""
+    count, said = 0, "unbounded"
+    while count < 200_000:
+        if libc.inotify_init1(0) < 0:
+            said = errno.errorcode[ctypes.get_errno()]
+            break
+        count += 1
+    return f"refused {said} {count}"
+
+
 def attempt(name: str, *arguments: str) -> str:
     """Make one attack."""
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import re
+import shutil
 import socket
 import threading
 from collections.abc import Callable
@@ -300,3 +303,122 @@ def test_killing_everything_inside(tier: Tier) -> None:
     result = tier.run(script="sleep 100 & kill -9 -1; kill -9 $$")
     assert result.exit_code == 137
     assert tier.run("echo", "on").stdout == "on\n"
+
+
+def test_first_process_cannot_be_joined_or_read(strike: Strike) -> None:
+    """Neither a pidfd nor its address leads into PID 1's namespaces or memory (CVE-2016-9962, CVE-2022-1227)."""
+    flags = ("0x20000", "0x10000000", "0x40000000", "0x20000000", "0x2000000")
+    attacks: list[tuple[str, ...]] = [("join_first", str(int(flag, 16))) for flag in flags]
+    attacks += [("read_memory_of", "1"), ("open_write", "/proc/1/exe"), ("open_write", "/proc/1/comm")]
+    assert not_refused(attacks, strike(*attacks)) == {}
+
+
+def test_ways_up(strike: Strike, tier: Tier) -> None:
+    """Nothing leads above the root: not ``..``, not a process's root, not a second chroot."""
+    canary = tier.folder("canary")
+    (canary / "canary").touch()
+    ways = (
+        "/..",
+        "/../../..",
+        "/proc/self/root",
+        "/proc/self/root/..",
+        "/proc/self/task/../root/../..",
+        "/proc/self/cwd/../../..",
+    )
+    assert set(strike(*(("above", way) for way in ways))) == {"same"}
+    (answer,) = strike(("chroot_out", str(canary / "canary")))
+    assert answer in {"refused inside", "refused EPERM"}
+
+
+def test_switches_of_the_kernel(strike: Strike) -> None:
+    """No file of /proc/sys or /sys, and none of /proc that is no process's, can be opened for writing."""
+    switches, system, others = strike(
+        ("writable_below", "/proc/sys"), ("writable_below", "/sys"), ("writable_in_proc",)
+    )
+    assert (switches, system) == ("", "")
+    # masked by the null device, which takes everything
+    masked = {f"/proc/{name}" for name in ("kcore", "keys", "timer_list", "interrupts", "latency_stats", "sched_debug")}
+    own = {"/proc/pressure/cpu", "/proc/pressure/memory", "/proc/pressure/io", "/proc/pressure/irq"}
+    assert set(others.split()) <= masked | own
+
+
+def test_network_of_its_own(strike: Strike) -> None:
+    """There is a loopback, nothing to be heard on it, and no interface can be made; raw sockets reach nobody."""
+    assert strike(("interfaces",)) == ["lo"]
+    attacks: list[tuple[str, ...]] = [("make_interface",), ("hear_everything",)]
+    assert not_refused(attacks, strike(*attacks)) == {}
+
+
+def test_mounts_stay(strike: Strike) -> None:
+    """What is mounted for the container cannot be moved or removed to see what is below."""
+    places = (
+        "/proc",
+        "/sys",
+        "/dev",
+        "/etc/hosts",
+        "/etc/resolv.conf",
+        "/etc/hostname",
+        "/proc/sys",
+        "/dev/shm",
+        "/dev/pts",
+        "/dev/null",
+    )
+    attacks: list[tuple[str, ...]] = [("move_away", place) for place in places]
+    assert not_refused(attacks, strike(*attacks)) == {}
+
+
+def test_consoles(strike: Strike) -> None:
+    """No console of the machine can be opened, and none is typed into (TIOCLINUX)."""
+    places = (
+        "/dev/console",
+        "/dev/tty0",
+        "/dev/tty1",
+        "/dev/ttyS0",
+        "/dev/ptmx",
+        "/dev/pts/0",
+        "/dev/tty",
+        "/dev/vcs",
+        "/dev/kmsg",
+    )
+    attacks: list[tuple[str, ...]] = [("console", place) for place in places]
+    assert not_refused(attacks, strike(*attacks)) == {}
+
+
+def test_memory_shared_with_nobody(tier: Tier) -> None:
+    """System V and POSIX queues and segments of the machine are not there."""
+    number = ctypes.CDLL(None).shmget(0, 4096, 0o1666)
+    assert number >= 0
+    try:
+        assert len(Path("/proc/sysvipc/shm").read_text().splitlines()) > 1
+        seen = tier.sh(
+            "cat /proc/sysvipc/shm /proc/sysvipc/sem /proc/sysvipc/msg | wc -l; ls -A /dev/mqueue /dev/shm"
+        ).stdout
+    finally:
+        ctypes.CDLL(None).shmctl(number, 0, None)
+    assert seen == "3\n/dev/mqueue:\n\n/dev/shm:\n"
+
+
+@pytest.mark.root
+def test_device_in_a_volume(tier: Tier) -> None:
+    """A device node that lies in a mounted folder is not a device inside."""
+    folder = tier.folder("devices")
+    os.mknod(folder / "zero", 0o020666, os.makedev(1, 5))
+    (folder / "zero").chmod(0o666)
+    result = tier.run(
+        script="head -c 1 /work/zero && echo READ; echo x > /work/zero && echo WRITTEN",
+        volumes=[(folder, "/work", "rw")],
+    )
+    (folder / "zero").unlink()
+    assert result.stdout == ""
+
+
+@pytest.mark.root
+def test_setuid_program_in_a_volume(tier: Tier) -> None:
+    """A setuid program of the machine's root that lies in a mounted folder gives container root nothing."""
+    folder = tier.folder("setuid")
+    shutil.copy(shutil.which("id") or "/usr/bin/id", folder / "id")
+    (folder / "id").chmod(0o4755)
+    result = tier.run("/work/id", "-u", volumes=[(folder, "/work", "ro")])
+    assert result.stdout == "0\n"
+    if tier.has_users:
+        assert tier.run("/work/id", "-u", user="alice", volumes=[(folder, "/work", "ro")]).stdout == "1000\n"

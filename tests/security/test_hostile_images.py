@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import tarfile
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,6 +133,113 @@ def test_volume_target_is_a_link(
     layer = tiny_layer({place: symlink(target.format(outside=outside))})
     attempt(tier, registry, layer, outside, volumes=[(folder, f"/{place}", "rw"), (folder, f"/{place}/below", "rw")])
     assert sorted(os.listdir(folder)) in (["below", "file"], ["file"])
+
+
+HOSTILE_CONFIGS: dict[str, dict[str, object]] = {
+    "environment with line ends": {"Env": ["A=1\nLD_PRELOAD=/evil.so\nB=2", "PATH=/bin"]},
+    "environment with NUL": {"Env": ["A=1\0LD_PRELOAD=/evil.so"]},
+    "environment without names": {"Env": ["=x", "", "novalue", "=", "A=B=C"]},
+    "environment of halves": {"Env": ["A=\ud800"]},
+    "environment of the loader": {
+        "Env": ["LD_PRELOAD=/evil.so", "LD_LIBRARY_PATH=/evil", "PYTHONPATH=/evil", "GCONV_PATH=/evil"]
+    },
+    "environment without end": {"Env": [f"V{n}={'x' * 1000}" for n in range(3000)]},
+    "path through descriptors": {"Env": ["PATH=/proc/self/fd/3:/proc/self/cwd:/proc/1/root/bin:.:/bin"]},
+    "directory in another process": {"WorkingDir": "/proc/1/root"},
+    "directory in the cwd": {"WorkingDir": "/proc/self/cwd"},
+    "directory with NUL": {"WorkingDir": "/a\0b"},
+    "directory with dots": {"WorkingDir": "/../../../../../../.."},
+    "directory below a file": {"WorkingDir": "/etc/passwd/x"},
+    "directory too long": {"WorkingDir": "/" + "x" * 5000},
+    "user that is a path": {"User": "../../root"},
+    "user with a line end": {"User": "root\nalice"},
+    "user with NUL": {"User": "root\0"},
+    "user beyond all": {"User": "4294967295:4294967295"},
+    "user below zero": {"User": "-1"},
+    "user in other digits": {"User": "\u0660"},
+    "user of many colons": {"User": "0:0:0:0"},
+    "user without end": {"User": "9" * 100_000},
+    "entrypoint of nothing": {"Entrypoint": ["", ""], "Cmd": [""]},
+    "entrypoint with NUL": {"Entrypoint": ["/bin/sh\0", "-c"]},
+    "entrypoint that is a folder": {"Entrypoint": ["/etc"]},
+    "entrypoint of the machine": {"Entrypoint": ["/proc/1/exe", "-c", "print(1)"]},
+    "entrypoint of a descriptor": {"Entrypoint": ["/proc/self/fd/3"]},
+    "entrypoint without end": {"Entrypoint": ["/bin/echo", *["x"] * 100_000]},
+    "volumes over everything": {"Volumes": {"/proc": {}, "/": {}, "/dev": {}, "../..": {}, "/proc/self/fd/3": {}}},
+    "other fields": {
+        "StopSignal": "\x1b[2J",
+        "Shell": [""],
+        "ExposedPorts": {"99999999/\n": {}},
+        "Labels": {"\0": "\x1b]0;x\x07"},
+    },
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE_CONFIGS)
+def test_hostile_config(tier: Tier, registry: InProcessRegistry, case: str) -> None:
+    """A config that nobody would write runs as it says or is refused in a sentence, and leads nowhere outside."""
+    name = registry.reference("config", f"c{abs(hash(case))}")
+    registry.add_image(
+        "config", name.rpartition(":")[2], layers=[base()], compression="none", config=HOSTILE_CONFIGS[case]
+    )
+    try:
+        for script in (b"cat /proc/self/environ; pwd; ls /", None):
+            try:
+                result = tier.run(image=name, script=script, timeout=20)
+            except Raised as raised:
+                assert raised.is_ours, (raised.kinds, str(raised))
+                assert not raised.is_a(NotImplementedError)
+                assert "Error:" not in str(raised), str(raised)
+                assert len(str(raised)) < 5000
+            else:
+                assert result.reason in {"exited", "signalled"}
+                assert CANARY not in result.stdout
+                assert "\nLD_PRELOAD=" not in result.stdout.replace("A=1\nLD_PRELOAD", "")
+    finally:
+        tier.driver.call("remove_image", name, force=True)
+
+
+def passwd_layers() -> dict[str, bytes]:
+    """Account files that trap whoever reads them."""
+    fifo = tarfile.TarInfo()
+    fifo.type = tarfile.FIFOTYPE
+    endless = b"alice:" + b"x" * (8 << 20) + b":1:1:::\n"
+    numbers = b"1000:x:0:0:::\nalice:x:+0:-0:::\nalice:x: 0:0:::\nalice:x:99999999999:0:::\nalice:x:1_000:0:::\n"
+    return {
+        "zero": tiny_layer({"etc/passwd": symlink("/dev/zero"), "etc/group": symlink("/dev/zero")}),
+        "fifo": tiny_layer({"etc/passwd": fifo, "etc/group": fifo}),
+        "folder": tiny_layer({"etc/passwd": None, "etc/group": None}),
+        "self": tiny_layer({"etc/passwd": symlink("/proc/self/mem"), "etc/group": symlink("/proc/kmsg")}),
+        "first": tiny_layer(
+            {"etc/passwd": symlink("/proc/1/root/etc/passwd"), "etc/group": symlink("/proc/1/root/etc/group")}
+        ),
+        "endless": tiny_layer({"etc/passwd": endless, "etc/group": endless}),
+        "numbers": tiny_layer({"etc/passwd": numbers, "etc/group": numbers}),
+        "groups": tiny_layer({"etc/group": b"".join(b"g%d:x:%d:alice\n" % (n, n) for n in range(100_000))}),
+    }
+
+
+@pytest.mark.parametrize("case", ["zero", "fifo", "folder", "self", "first", "endless", "numbers", "groups"])
+def test_hostile_accounts(tier: Tier, registry: InProcessRegistry, case: str) -> None:
+    """Account files that are endless, no files or full of tricks are read with bounds and no guessing (CVE-2024-9676)."""
+    name = registry.reference("accounts", case)
+    registry.add_image(
+        "accounts", case, layers=[root_layer(("sh", "cat", "id")), passwd_layers()[case]], compression="none"
+    )
+    began = time.monotonic()
+    try:
+        for user in ("alice", "1000", "alice:staff"):
+            try:
+                result = tier.run("id", "-u", image=name, user=user, timeout=20)
+            except Raised as raised:
+                assert raised.is_a(ContainerStartError), (raised.kinds, str(raised))
+                assert "Error:" not in str(raised), str(raised)
+            else:
+                assert result.stdout in {"1000\n", ""} or case == "groups", result
+        assert tier.run("id", "-u", image=name).stdout == "0\n"
+        assert time.monotonic() - began < 20
+    finally:
+        tier.driver.call("remove_image", name, force=True)
 
 
 def test_owners_outside_of_the_map(tier: Tier, registry: InProcessRegistry) -> None:

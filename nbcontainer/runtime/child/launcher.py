@@ -47,6 +47,7 @@ __all__ = ["main"]
 _STAGE = "run"
 _SELF = "/proc/self/exe"
 _ISOLATED = ("-I", "-S")
+_WATCHES = (("max_user_instances", "max_inotify_instances"), ("max_user_watches", "max_inotify_watches"))
 _MOST_DEATHS = 20
 """Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
 _CALM = 25
@@ -144,7 +145,20 @@ def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> l
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
+    _leave_watches_to_others()
     return received[1]
+
+
+def _leave_watches_to_others() -> None:
+    """Let containers have half of a user's inotify instances and watches: container root may be that user, at work.
+
+    The limits of a user namespace hold below those of its parents (namespaces(7), /proc/sys/user).
+    """
+    for limit, name in _WATCHES:
+        with contextlib.suppress(OSError, ValueError):  # a kernel without inotify
+            with open(f"/proc/sys/fs/inotify/{limit}", encoding="ascii") as file:
+                most = int(file.read())
+            processes.write_text(f"/proc/sys/user/{name}", str(max(1, most // 2)))
 
 
 def _build_stage(configuration: Configure, fds: list[int]) -> None:
