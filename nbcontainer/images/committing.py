@@ -42,6 +42,8 @@ _FROM_DOCKER = {
 }
 _OF_THE_OLD_IMAGE = ("container", "container_config", "id", "parent", "parent_id", "throwaway")
 """Fields of docker's first image format that describe how the base was made, and would be wrong of its child."""
+_UNKNOWN_TIME = "1970-01-01T00:00:00Z"
+"""Optional by the specification, but umoci falls over an entry without a time."""
 _PIECE = 1024 * 1024
 
 
@@ -157,7 +159,7 @@ def _complete(history: list[Any], layers: int, created: str) -> list[Any]:
     """A history with one entry a layer: some tools write none, and then ours would be taken for the first one's."""
     described = sum(1 for entry in history if not (isinstance(entry, dict) and entry.get("empty_layer")))
     missing = max(0, layers - described)
-    unknown = {"comment": "no history was kept of this layer", **({"created": created} if created else {})}
+    unknown = {"created": created or _UNKNOWN_TIME, "comment": "no history was kept of this layer"}
     return [*history, *([unknown] * missing)]
 
 

@@ -9,7 +9,7 @@ import os
 import tarfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -36,7 +36,7 @@ _SECONDS = 4.0
 
 
 @contextlib.contextmanager
-def swapping(tier: Tier, prepare: str, at: str, to: str, **options: object) -> Iterator[Driver]:
+def swapping(tier: Tier, prepare: str, at: str, to: str, **options: Any) -> Iterator[Driver]:
     """A container, in another notebook, in which a folder is a link now and then, as fast as can be."""
     with tier.spawn() as keeper:
         script = f"{prepare}\nexec {PYTHON} - {at} {to} <<'END'\n{_SWAP}END\n"
