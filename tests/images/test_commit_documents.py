@@ -14,6 +14,7 @@ from nbcontainer.model import Descriptor, Digest, Manifest
 _OLD = Digest.of(b"old")
 _NEW = Digest.of(b"new")
 _BASE: dict[str, Any] = {"Env": ["PATH=/bin", "A=1"], "Cmd": ["sh"], "WorkingDir": "/srv", "Labels": None}
+_PORTS = ("80/tcp", "53/udp", "8000/tcp", "8001/tcp", "8002/tcp")
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ _BASE: dict[str, Any] = {"Env": ["PATH=/bin", "A=1"], "Cmd": ["sh"], "WorkingDir
         ("ENV A=$A:2 B='x $A'", {"Env": ["PATH=/bin", "A=1:2", "B=x $A"]}),
         ("ENV A two words", {"Env": ["PATH=/bin", "A=two words"]}),
         (r"ENV B=\$A${A}${NONE}", {"Env": ["PATH=/bin", "A=1", "B=$A1"]}),
-        ("EXPOSE 80 53/udp 8000-8002", {"ExposedPorts": {f"{p}": {} for p in ("80/tcp", "53/udp", "8000/tcp", "8001/tcp", "8002/tcp")}}),
+        ("EXPOSE 80 53/udp 8000-8002", {"ExposedPorts": {port: {} for port in _PORTS}}),
         ('LABEL a=b "c d"="e f"', {"Labels": {"a": "b", "c d": "e f"}}),
         ("USER 1000:1000", {"User": "1000:1000"}),
         ("WORKDIR sub/../dir", {"WorkingDir": "/srv/dir"}),
@@ -83,7 +84,7 @@ def test_every_instruction_of_docker() -> None:
 
 def test_config_keeps_what_it_does_not_know() -> None:
     """Unknown fields stay, those that describe how the base was made go, the layer and its history are appended."""
-    base = {
+    base: dict[str, Any] = {
         "architecture": "arm64",
         "os": "linux",
         "variant": "v8",
