@@ -71,11 +71,11 @@ class Reference:
 
     @property
     def familiar(self) -> str:
-        """The short form people type: docker.io and library/ left out."""
-        name = f"{self.registry}/{self.repository}"
-        if self.registry == DEFAULT_REGISTRY:
-            name = self.repository.removeprefix(_DEFAULT_NAMESPACE)
-        return f"{name}{self._suffix}"
+        """The short form people type: docker.io and library/ left out where that is read as the same name again."""
+        short = self.repository.removeprefix(_DEFAULT_NAMESPACE)
+        if self.registry != DEFAULT_REGISTRY or _is_host(self.repository.partition("/")):
+            return str(self)
+        return f"{self.repository if '/' in short else short}{self._suffix}"
 
     @property
     def name(self) -> str:
@@ -123,9 +123,8 @@ def _split_tag(text: str, name: str) -> tuple[str, str]:
 
 
 def _split_registry(name: str) -> tuple[str, str]:
-    first, slash, rest = name.partition("/")
-    is_host = slash and (any(mark in first for mark in ".:[") or first == "localhost" or first != first.lower())
-    if not is_host:
+    first, _, rest = parts = name.partition("/")
+    if not _is_host(parts):
         return DEFAULT_REGISTRY, name
     if not _HOST.fullmatch(first):
         raise InvalidReference(
@@ -133,6 +132,12 @@ def _split_registry(name: str) -> tuple[str, str]:
         )
     registry = DEFAULT_REGISTRY if first.lower() in {"index.docker.io", "docker.io"} else first
     return registry, rest
+
+
+def _is_host(parts: tuple[str, str, str]) -> bool:
+    """Whether what stands before the first slash, if there is one, names a registry."""
+    first, slash, _ = parts
+    return bool(slash) and (any(mark in first for mark in ".:[") or first == "localhost" or first != first.lower())
 
 
 def _check_path(text: str, path: str) -> None:

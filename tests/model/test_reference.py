@@ -120,3 +120,20 @@ def test_any_text(text: str) -> None:
     assert str(reference).isascii()
     assert not set(str(reference)) & set(" \t\r\n\0?#%\\")
     assert Reference.parse(str(reference)) == reference
+
+
+@pytest.mark.parametrize(
+    ("name", "familiar"),
+    [
+        ("docker.io/evil.io/x", "docker.io/evil.io/x:latest"),
+        ("docker.io/localhost/x", "docker.io/localhost/x:latest"),
+        ("docker.io/library/a/b", "library/a/b:latest"),
+        ("docker.io/library/evil.io", "evil.io:latest"),
+        ("docker.io/a/b", "a/b:latest"),
+    ],
+)
+def test_familiar_names_are_read_as_the_same(name: str, familiar: str) -> None:
+    """The short form is never another image: docker.io stays where its repository looks like a host."""
+    parsed = Reference.parse(name)
+    assert parsed.familiar == familiar
+    assert Reference.parse(familiar) == parsed
