@@ -257,10 +257,6 @@ def test_umoci_unpacks_the_same_tree(tier: Tier, tmp_path: Path) -> None:
         subprocess.run(
             ["skopeo", "--insecure-policy", "copy", f"oci:{layout}:made", f"dir:{tmp_path / 'copied'}"], check=True
         )
-        stat = subprocess.run(
-            ["umoci", "stat", "--image", f"{layout}:made"], capture_output=True, text=True, check=False
-        )
-        assert stat.returncode == 0, stat.stderr
         tier.driver.call("export", "box", str(tmp_path / "root.tar"))
         with tarfile.open(tmp_path / "root.tar") as archive:
             exported = {member.name: member for member in archive.getmembers()}
