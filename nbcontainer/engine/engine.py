@@ -19,7 +19,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, BinaryIO
 
-from nbcontainer.engine import files, host_image
+from nbcontainer.engine import files, host_image, resources
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage
 from nbcontainer.engine.running import OutputSink, RunRequest, Subject, carry_out, place
@@ -29,7 +29,9 @@ from nbcontainer.engine.views import (
     Change,
     CommittedImage,
     ContainerDetail,
+    ContainerProcess,
     ContainerSummary,
+    ContainerUsage,
     CopyResult,
     DiskUsage,
     HistoryLine,
@@ -52,6 +54,7 @@ from nbcontainer.errors import (
 from nbcontainer.images.library import unix_time
 from nbcontainer.model import (
     Digest,
+    Limits,
     Listener,
     Platform,
     PullPolicy,
@@ -60,6 +63,7 @@ from nbcontainer.model import (
     RunResult,
     ignore,
 )
+from nbcontainer.runtime import freezer
 from nbcontainer.store import lock_store
 
 if TYPE_CHECKING:
@@ -221,6 +225,8 @@ class Engine:
     def containers(self, *, everything: bool = False) -> tuple[ContainerSummary, ...]:
         """Running containers, or with `everything` also those that have ended; newest first."""
         summaries = [stored.summary() for stored in self._records.walk() if not stored.abandoned]
+        still = resources.paused([each.pid for each in summaries if each.pid is not None])
+        summaries = [dataclasses.replace(each, paused=each.pid in still) for each in summaries]
         chosen = [each for each in summaries if everything or each.state == "running"]
         return tuple(sorted(chosen, key=lambda each: -each.created))
 
@@ -316,6 +322,42 @@ class Engine:
         return CommittedImage(
             image=self._summary(image), layer=image.manifest.layers[-1].digest, size=size, notices=notices
         )
+
+    # --- what containers use ------------------------------------------------------------------------------------------
+
+    def stats(self, containers: Sequence[str] = ()) -> tuple[ContainerUsage, ...]:
+        """What running containers use, of every notebook of this user; all of them, or those named."""
+        if containers:
+            return resources.usage([self._records.find(name) for name in containers])
+        return resources.usage([each for each in self._records.walk() if each.locked and "pid" in each.fields])
+
+    def top(self, container: str) -> tuple[ContainerProcess, ...]:
+        """The processes of a running container, without its PID 1."""
+        return resources.processes(self._records.find(container), self._connect().id_map)
+
+    def pause(self, container: str) -> ContainerSummary:
+        """Stop every process of a running container where it is, until `unpause`.
+
+        Raises `UnsupportedHost` where no freezer can be used, `Conflict` when it is paused already.
+        """
+        stored = self._records.find(container)
+        resources.pause(stored)
+        return dataclasses.replace(stored.summary(), paused=True)
+
+    def unpause(self, container: str) -> ContainerSummary:
+        """Let a paused container go on."""
+        stored = self._records.find(container)
+        resources.unpause(stored)
+        return stored.summary()
+
+    def update(self, container: str, limits: Limits) -> ContainerSummary:
+        """Hold a running container to other limits; what is None in `limits` stays as it is.
+
+        Raises `UnsupportedHost` for a limit that cannot be kept, with the cause and the fix.
+        """
+        stored = self._records.find(container)
+        resources.change(stored, limits, frozenset(os.sched_getaffinity(0)))
+        return stored.summary()
 
     # --- the engine itself ------------------------------------------------------------------------------------------
 
@@ -474,6 +516,7 @@ class Engine:
         pid = stored.fields.get("pid")
         if not isinstance(pid, int):
             raise Conflict(f"container {stored.id[:12]} is just starting; try again")
+        freezer.thaw(pid)  # a paused process cannot be killed
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 10

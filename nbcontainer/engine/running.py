@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Record
     from nbcontainer.engine.session import Session
     from nbcontainer.engine.successors import Kind
-    from nbcontainer.model import BindMount, ContainerId, ContainerSpec, Digest, ImageConfig, Limits, Mount
+    from nbcontainer.model import BindMount, ContainerId, ContainerSpec, Digest, ImageConfig, Mount
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["OutputSink", "RunRequest", "Subject", "carry_out", "place"]
@@ -348,7 +348,7 @@ def _result(
     elif reason == "lost":
         detail = "its processes vanished without an exit code: killed from outside, or the machine ran out of memory"
     if verdict.oom_kills and code != 0 and reason in {"exited", "signalled", "lost"}:
-        reason, detail = "oom", _out_of_memory(placed.spec.limits, verdict)
+        reason, detail = "oom", _out_of_memory(verdict)
     return RunResult(
         id=placed.record.id,
         image=placed.subject.name,
@@ -359,25 +359,25 @@ def _result(
         stdout_bytes=stdout,
         stderr_bytes=stderr,
         detail=detail,
-        notes=_notes(placed.spec.limits, verdict, code),
+        notes=_notes(verdict, code),
     )
 
 
-def _out_of_memory(limits: Limits, verdict: Verdict) -> str:
-    limit = "" if limits.memory is None else f" {binary_size(limits.memory)}"
+def _out_of_memory(verdict: Verdict) -> str:
+    limit = "" if verdict.memory_limit is None else f" {binary_size(verdict.memory_limit)}"
     peak = "" if verdict.peak is None else f" (peak {binary_size(verdict.peak)})"
     return f"killed: memory limit{limit} reached{peak}; give it more with --memory"
 
 
-def _notes(limits: Limits, verdict: Verdict, code: int) -> tuple[str, ...]:
+def _notes(verdict: Verdict, code: int) -> tuple[str, ...]:
     """Limits that were met and are not told by the end itself."""
     notes = []
     if verdict.oom_kills and code == 0:
         kills = "a process was" if verdict.oom_kills == 1 else f"{verdict.oom_kills} processes were"
-        limit = "" if limits.memory is None else f" of {binary_size(limits.memory)}"
+        limit = "" if verdict.memory_limit is None else f" of {binary_size(verdict.memory_limit)}"
         notes.append(f"{kills} killed at the memory limit{limit} (--memory), and the command went on")
     if verdict.pids_refused:
-        most = "" if limits.pids is None else f" of {limits.pids} processes and threads"
+        most = "" if verdict.pids_limit is None else f" of {verdict.pids_limit} processes and threads"
         notes.append(f"the container met its limit{most} (--pids-limit), so it could not start another")
     return tuple(notes)
 

@@ -449,7 +449,7 @@ def describe_image(detail: ImageDetail) -> dict[str, Any]:
 
 def _status(row: ContainerSummary) -> str:
     if row.state == "running":
-        return f"Up {span_text(time.time() - row.created)}"
+        return f"Up {span_text(time.time() - row.created)}{' (Paused)' if row.paused else ''}"
     if row.state != "exited":
         return row.state.capitalize()
     code = "" if row.exit_code is None else f" ({row.exit_code})"

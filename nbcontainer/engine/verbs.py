@@ -35,6 +35,7 @@ from nbcontainer.engine.command_line import (
 from nbcontainer.engine.door import RunRequest
 from nbcontainer.engine.file_verbs import FILE_VERBS
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
+from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
 from nbcontainer.engine.views import ContainerDetail
 from nbcontainer.errors import InvalidOption, InvalidReference
 from nbcontainer.model import Reference, RunOptions
@@ -482,6 +483,7 @@ VERBS: tuple[Verb, ...] = (
         examples=("logs --tail 20 work",),
     ),
     *FILE_VERBS,
+    *RESOURCE_VERBS,
     Verb(
         name="df",
         summary="Show what the local store takes",

@@ -12,7 +12,9 @@ __all__ = [
     "Change",
     "CommittedImage",
     "ContainerDetail",
+    "ContainerProcess",
     "ContainerSummary",
+    "ContainerUsage",
     "CopyResult",
     "DiskUsage",
     "DiskUsageLine",
@@ -85,6 +87,36 @@ class ContainerSummary:
     exit_code: int | None = None
     reason: str = ""
     pid: int | None = None
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerUsage:
+    """One line of ``stats``: `cpu` in percent of one processor, sizes in bytes, None for no limit or nothing known."""
+
+    id: str
+    name: str
+    image: str
+    cpu: float
+    memory: int
+    memory_limit: int | None
+    pids: int
+    pids_limit: int | None
+    read: int | None
+    written: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerProcess:
+    """One line of ``top``: pids are the machine's, `user` is the container's (None: not one of its), times seconds."""
+
+    pid: int
+    parent: int
+    user: int | None
+    state: str
+    seconds: float
+    memory: int
+    command: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

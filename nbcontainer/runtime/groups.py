@@ -38,15 +38,19 @@ if TYPE_CHECKING:
 __all__ = ["Group", "Verdict", "change_limits", "group_of", "late_folders", "make_group"]
 
 _PATIENCE = 2.0
+_NO_LIMIT = 1 << 60
+"""From here on a limit on memory of v1 is none: the kernel shows its largest number, rounded to pages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the limits did: processes killed for memory, the most memory used, processes refused."""
+    """What the limits did: processes killed for memory, the most memory used, processes refused; and the limits."""
 
     oom_kills: int = 0
     peak: int | None = None
+    memory_limit: int | None = None
     pids_refused: int = 0
+    pids_limit: int | None = None
 
 
 class Group:
@@ -149,13 +153,38 @@ class Group:
         memory, pids = self.folder("memory"), self.folder("pids")
         kills = sum(self._counter(f"{memory}/{file}", "oom_kill") for file in _OOM_FILES) if memory else 0
         refused = max((self._counter(f"{pids}/{file}", "max") for file in _PIDS_FILES), default=0) if pids else 0
-        return Verdict(oom_kills=kills, peak=self.peak(), pids_refused=refused)
+        return Verdict(
+            oom_kills=kills,
+            peak=self.peak(),
+            memory_limit=self.memory_limit(),
+            pids_refused=refused,
+            pids_limit=self.pids_limit(),
+        )
 
     def peak(self) -> int | None:
         """The most memory used at once, in bytes; None where nobody has counted."""
-        memory = self.folder("memory")
-        for file in ("memory.peak", "memory.max_usage_in_bytes") if memory else ():
-            text = self._files.read(f"{memory}/{file}").strip()
+        return self._number("memory", "memory.peak", "memory.max_usage_in_bytes")
+
+    def memory(self) -> int | None:
+        """The memory in use, without what is only kept as long as nobody needs the room (docker counts so too)."""
+        used = self._number("memory", "memory.current", "memory.usage_in_bytes")
+        path = f"{self.folder('memory')}/memory.stat"
+        idle = self._counter(path, "total_inactive_file") or self._counter(path, "inactive_file")
+        return None if used is None else max(0, used - idle)
+
+    def memory_limit(self) -> int | None:
+        """The limit on memory as it is now, in bytes; None for none."""
+        limit = self._number("memory", "memory.max", "memory.limit_in_bytes")
+        return limit if limit is not None and limit < _NO_LIMIT else None
+
+    def pids_limit(self) -> int | None:
+        """The limit on processes and threads as it is now; None for none."""
+        return self._number("pids", "pids.max")
+
+    def _number(self, controller: str, *files: str) -> int | None:
+        folder = self.folder(controller)
+        for file in files if folder else ():
+            text = self._files.read(f"{folder}/{file}").strip()
             if text.isdigit():
                 return int(text)
         return None

@@ -32,31 +32,50 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consumption:
-    """What a container's processes have used: seconds of processor, bytes of memory, processes, bytes read, written.
+    """What a container's processes have used: seconds of processor, bytes of memory, bytes read and written.
 
-    None is what we may not see.
+    `pids` are processes and threads, as a limit on them counts. None is what we may not see.
     """
 
     seconds: float
     memory: int
-    processes: int
+    pids: int
     read: int | None
     written: int | None
 
 
 def processes_of(pid: int) -> list[int]:
-    """The processes in the pid namespace of `pid`, without itself; empty when it is gone or may not be looked at."""
-    try:
-        namespace = os.stat(f"/proc/{pid}/ns/pid").st_ino
-    except OSError:
-        return []
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != pid:
-            with contextlib.suppress(OSError):
-                if os.stat(f"/proc/{name}/ns/pid").st_ino == namespace:
-                    found.append(int(name))
-    return sorted(found)
+    """The processes in the pid namespace of `pid`, a PID 1, without itself; empty when it is gone.
+
+    As a user we may not look at our PID 1 (it is closed to everybody), but at its descendants.
+    """
+    below = _descendants(pid)
+    for each in (pid, *sorted(below)):
+        namespace = _namespace(each)
+        if namespace:
+            found = {int(name) for name in os.listdir("/proc") if name.isdigit() and _namespace(int(name)) == namespace}
+            return sorted((found | below) - {pid})
+    return sorted(below)
+
+
+def _namespace(pid: int) -> int:
+    """The number of a process's pid namespace; 0 when it is gone or may not be looked at."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    return 0
+
+
+def _descendants(pid: int) -> set[int]:
+    """Everything below a process; orphans of a pid namespace are its PID 1's own children."""
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
+            children = {int(word) for word in file.read().split()} - found
+            found |= children
+            waiting += children
+    return found
 
 
 def table_of(pid: int) -> tuple[Process, ...]:
@@ -110,14 +129,14 @@ def consumption(pid: int) -> Consumption:
         seconds += sum(int(word) for word in words[14 if each == pid else 12 : 16]) / _TICK
         if each == pid:  # the interpreter that watches is ours, what it has collected is the container's
             continue
-        count += 1
+        count += int(words[18])
         memory += _memory(each, int(words[22]))
         moved = _moved(each)
         if moved is None or read is None or written is None:
             read = written = None
         else:
             read, written = read + moved[0], written + moved[1]
-    return Consumption(seconds=seconds, memory=memory, processes=count, read=read, written=written)
+    return Consumption(seconds=seconds, memory=memory, pids=count, read=read, written=written)
 
 
 def _memory(pid: int, resident_pages: int) -> int:

@@ -16,7 +16,9 @@ from nbcontainer.engine.views import (
     Change,
     CommittedImage,
     ContainerDetail,
+    ContainerProcess,
     ContainerSummary,
+    ContainerUsage,
     CopyResult,
     DiskUsage,
     DiskUsageLine,
@@ -44,6 +46,7 @@ from nbcontainer.model import (
     HistoryEntry,
     ImageConfig,
     LayerProgress,
+    Limits,
     Listener,
     Platform,
     PullFinished,
@@ -130,6 +133,20 @@ class RecordingEngine:
     failure: dict[str, BaseException] = field(default_factory=dict)
     copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
     changes: tuple[Change, ...] = (Change(kind="A", path="/root/new"),)
+    usage: ContainerUsage = field(
+        default_factory=lambda: ContainerUsage(
+            id=_ID,
+            name="work",
+            image="debian:latest",
+            cpu=12.5,
+            memory=100 << 20,
+            memory_limit=256 << 20,
+            pids=3,
+            pids_limit=4096,
+            read=1_000_000,
+            written=0,
+        )
+    )
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
@@ -276,6 +293,36 @@ class RecordingEngine:
 
     def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
         self._record("remove_container", container=container, force=force)
+        for summary in self.kept:
+            if container == summary.name:
+                return summary
+        raise ContainerNotFound(f"there is no container {container!r}")
+
+    def stats(self, containers: Sequence[str] = ()) -> tuple[ContainerUsage, ...]:
+        self._record("stats", containers=tuple(containers))
+        return (self.usage,)
+
+    def top(self, container: str) -> tuple[ContainerProcess, ...]:
+        self._record("top", container=container)
+        return (
+            ContainerProcess(
+                pid=4711, parent=4710, user=0, state="S", seconds=3723.5, memory=2 << 20, command="sleep infinity"
+            ),
+        )
+
+    def pause(self, container: str) -> ContainerSummary:
+        self._record("pause", container=container)
+        return replace(self._kept(container), paused=True)
+
+    def unpause(self, container: str) -> ContainerSummary:
+        self._record("unpause", container=container)
+        return self._kept(container)
+
+    def update(self, container: str, limits: Limits) -> ContainerSummary:
+        self._record("update", container=container, limits=limits)
+        return self._kept(container)
+
+    def _kept(self, container: str) -> ContainerSummary:
         for summary in self.kept:
             if container == summary.name:
                 return summary

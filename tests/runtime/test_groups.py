@@ -155,7 +155,7 @@ def test_verdict(tmp_path: Path, version: Any) -> None:
     """What the limits did is read in the words of both versions."""
     tree = FakeCgroups(str(tmp_path), version, EVERYTHING)
     group = made(tree, Limits(memory=64 * MIB, pids=5))
-    assert group.verdict() == Verdict(oom_kills=0, peak=0, pids_refused=0)
+    assert group.verdict() == Verdict(peak=0, memory_limit=64 * MIB, pids_limit=5)
     folder = group.folders[0]
     if version == 1:
         tree.set(f"{folder}/{INSIDE}/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
@@ -165,7 +165,7 @@ def test_verdict(tmp_path: Path, version: Any) -> None:
         tree.set(f"{folder}/memory.events", "low 0\noom 3\noom_kill 2\n")
         tree.set(f"{folder}/memory.peak", "67108864\n")
         tree.set(f"{folder}/pids.events", "max 7\n")
-    assert group.verdict() == Verdict(oom_kills=2, peak=64 * MIB, pids_refused=7)
+    assert group.verdict() == Verdict(oom_kills=2, peak=64 * MIB, memory_limit=64 * MIB, pids_refused=7, pids_limit=5)
 
 
 @pytest.mark.parametrize(
