@@ -10,23 +10,23 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from nbcontainer.engine.command_line import Option, Verb, read_choice
-from nbcontainer.engine.door import RunRequest, hints
-from nbcontainer.engine.tables import Message, Report, Shown
+from nbcontainer.engine.door import TypedRun, hints, worded
+from nbcontainer.engine.tables import Message, Report, Shown, Table
 from nbcontainer.engine.verbs import VERBS, dispatch, overview
 from nbcontainer.errors import ContainerExit, ContainerStartError, InvalidOption, NbcontainerError
-from nbcontainer.model import RunResult
+from nbcontainer.model import Notice, RunResult
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Sequence
 
     from nbcontainer.engine.door import Door, Session
     from nbcontainer.engine.engine import Engine
-    from nbcontainer.model import Listener
+    from nbcontainer.model import Event, Listener
 
 __all__ = ["TERMINAL_VERBS", "TerminalSession", "main"]
 
@@ -73,7 +73,9 @@ def _answer(session: TerminalSession, line: list[str]) -> object:
         answer = Message(overview("terminal", session.verbs))
     else:
         answer = dispatch(session, line)
-    if answer is not None and not isinstance(answer, (Shown, RunResult)):
+    if isinstance(answer, (Table, Report)):
+        print(worded(str(answer), "terminal"))
+    elif answer is not None and not isinstance(answer, (Shown, RunResult)):
         print(answer)
     return answer
 
@@ -97,8 +99,12 @@ def _failure_code(problem: NbcontainerError, *, running: bool) -> int:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"nbcontainer: {text}\n")
+    sys.stderr.write(f"nbcontainer: {worded(text, 'terminal')}\n")
     sys.stderr.flush()
+
+
+def _worded_event(event: Event) -> Event:
+    return replace(event, text=worded(event.text, "terminal")) if isinstance(event, Notice) else event
 
 
 def _version() -> str:
@@ -147,12 +153,14 @@ class TerminalSession:
         if self._engine is not None:
             self._engine.close()
 
-    def pulling(self, image: str, *, quiet: bool) -> AbstractContextManager[Listener]:
+    @contextlib.contextmanager
+    def pulling(self, image: str, *, quiet: bool) -> Iterator[Listener]:
         """Show a pull on standard error: standard output belongs to the command."""
         from nbcontainer.widgets.progress import PullProgress, choose_display
 
         picture = choose_display("none" if quiet else "auto", notebook=False, stream=sys.stderr)
-        return PullProgress(picture, image)
+        with PullProgress(picture, image) as listener:
+            yield lambda event: listener(_worded_event(event))
 
     def output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
         """Write bytes through as they are."""
@@ -163,7 +171,7 @@ class TerminalSession:
         raw.write(data)
         raw.flush()
 
-    def execute(self, request: RunRequest) -> object:
+    def execute(self, request: TypedRun) -> object:
         """Run the command between this process's own standard input and outputs."""
         with self.pulling(request.image, quiet=request.quiet) as listener:
             result = self.engine.run(

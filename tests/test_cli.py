@@ -12,7 +12,7 @@ import textwrap
 import pytest
 
 from nbcontainer.cli import main
-from nbcontainer.errors import ContainerStartError, ImageNotFound, RegistryUnreachable
+from nbcontainer.errors import ContainerNotFound, ContainerStartError, ImageNotFound, RegistryUnreachable
 from nbcontainer.testing.engine import RecordingEngine, Script, pull_events
 
 
@@ -67,6 +67,19 @@ def test_ends_of_a_run(nbcontainer, engine, capsys, end):
     assert f"nbcontainer: {words}" in shown.err or words in shown.err
     assert "Traceback" not in shown.err
     assert engine.closed
+
+
+def test_sentences_are_in_the_terminals_words(nbcontainer, engine, capsys):
+    """Errors, ends of runs and tables name verbs as this door has them."""
+    engine.failure = {"logs": ContainerNotFound("no container 'x'; `%container ps -a` lists those that are here")}
+    assert nbcontainer("logs", "x") == 1
+    assert "`nbcontainer ps -a`" in capsys.readouterr().err
+    engine.scripts = [Script(reason="stopped", exit_code=143, detail="stopped by `%container stop` (SIGTERM)")]
+    assert nbcontainer("run", "debian", "x") == 143
+    assert capsys.readouterr().err == "nbcontainer: debian: stopped by `nbcontainer stop` (SIGTERM)\n"
+    engine.kept = [RecordingEngine.container(reason="stopped by `%container stop` (SIGTERM)")]
+    assert nbcontainer("ps", "-a") == 0
+    assert "`nbcontainer stop`" in capsys.readouterr().out
 
 
 def test_usage_errors_are_2_and_others_1(nbcontainer, capsys):

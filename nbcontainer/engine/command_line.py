@@ -45,7 +45,7 @@ __all__ = [
     "verb_help",
 ]
 
-Completes = Literal["", "image", "stored", "container", "either", "verb", "shell"]
+Completes = Literal["", "image", "stored", "container", "running", "either", "verb", "shell"]
 Count = Literal["one", "optional", "any", "some", "rest"]
 PREFIX: dict[Door, str] = {"notebook": "%container", "terminal": "nbcontainer"}
 _WIDTH = 100

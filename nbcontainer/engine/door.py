@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from nbcontainer.engine.engine import Engine
     from nbcontainer.model import Listener, NetworkMode
 
-__all__ = ["Door", "RunRequest", "Session", "hints", "network_hint", "owner_hint"]
+__all__ = ["Door", "Session", "TypedRun", "hints", "network_hint", "owner_hint", "worded"]
 
 Door = Literal["notebook", "terminal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunRequest:
+class TypedRun:
     """A ``run`` as typed: what the engine needs, and what only the door needs (`out` to `interactive`).
 
     `out` and `err` name user variables that take the text of a stream instead of the screen.
@@ -65,11 +65,26 @@ class Session(Protocol):
     def pulling(self, image: str, *, quiet: bool) -> AbstractContextManager[Listener]:
         """Show a pull of `image` while the block runs; with `quiet`, or when nothing is pulled, show nothing."""
 
-    def execute(self, request: RunRequest) -> object:
+    def execute(self, request: TypedRun) -> object:
         """Run a command with the door's input and output; answer what the door shows or exits with."""
 
     def output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
         """Write a container's bytes where the door shows that stream."""
+
+
+_NOTEBOOK_WORDS = re.compile(r"(?<![%\w])%container\b")
+_NOTEBOOK_SETTINGS = re.compile(r" or %config [\w.]+")
+
+
+def worded(text: str, door: Door) -> str:
+    """A sentence of the engine in the words of a door: below, every verb is written as a notebook has it.
+
+    >>> worded("no container 'x'; `%container ps -a` lists those that are here", "terminal")
+    "no container 'x'; `nbcontainer ps -a` lists those that are here"
+    """
+    if door == "notebook":
+        return text
+    return _NOTEBOOK_WORDS.sub("nbcontainer", _NOTEBOOK_SETTINGS.sub("", text))
 
 
 _FAILED_LOOKUP = re.compile(

@@ -16,12 +16,12 @@ import os
 import platform as host_platform
 import signal
 import threading
-import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer.engine import files, host_image, resources
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage
+from nbcontainer.engine.lifecycle import Lifecycle
 from nbcontainer.engine.running import OutputSink, RunRequest, Subject, carry_out, place
 from nbcontainer.engine.session import Session
 from nbcontainer.engine.settings import Settings
@@ -63,7 +63,6 @@ from nbcontainer.model import (
     RunResult,
     ignore,
 )
-from nbcontainer.runtime import freezer
 from nbcontainer.store import lock_store
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nbcontainer.engine.doctor import DoctorReport
-    from nbcontainer.engine.records import ContainerRecords, Stored
+    from nbcontainer.engine.records import ContainerRecords
     from nbcontainer.images.image import Image
     from nbcontainer.images.library import Library
 
@@ -239,13 +238,40 @@ class Engine:
             )
         return self._records.output(stored)
 
+    def kill(self, container: str, *, number: int = signal.SIGKILL) -> ContainerSummary:
+        """Send a signal to the command of a running container, of whichever notebook; SIGKILL ends all of it.
+
+        Raises `Conflict` when it is not running. Returns at once, after SIGKILL when the container is over.
+        """
+        return self._lifecycle.kill(container, number)
+
+    def stop(self, container: str, *, grace: float | None = None) -> ContainerSummary:
+        """End a container: its stop signal to the command's process group, after `grace` seconds the end of everything.
+
+        The stop signal is the image's, or SIGTERM; the grace is ten seconds. One that has ended already is let be.
+        """
+        return self._lifecycle.stop(container, grace)
+
+    def wait(self, container: str) -> ContainerSummary:
+        """Wait for the end of a container; its `exit_code` is there then.
+
+        Raises `ContainerError` when nobody saw it end.
+        """
+        return self._lifecycle.wait(container)
+
+    def rename(self, container: str, name: str) -> ContainerSummary:
+        """Give a container another name; raise `Conflict` when it is taken."""
+        return self._lifecycle.rename(container, name)
+
     def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
         """Remove a container that has ended; with `force` end a running one first."""
         stored = self._records.find(container)
         if stored.locked:
             if not force:
-                raise Conflict(f"container {container} is running; interrupt its cell, or remove it with -f")
-            self._end(stored)
+                raise Conflict(
+                    f"container {container} is running; end it with `%container stop {container}`, or remove it with -f"
+                )
+            stored = self._lifecycle.end(stored, verb="rm -f")
         self._connect().discard(stored.directory)
         return stored.summary()
 
@@ -450,6 +476,10 @@ class Engine:
     def _records(self) -> ContainerRecords:
         return self._connect().records
 
+    @property
+    def _lifecycle(self) -> Lifecycle:
+        return Lifecycle(self._records)
+
     def _local(self, image: str) -> Image:
         return self._library.find(image)
 
@@ -510,21 +540,6 @@ class Engine:
     def _chains_in_use(self) -> frozenset[Digest]:
         texts = {str(stored.fields.get("chain", "")) for stored in self._records.walk() if not stored.abandoned}
         return frozenset(Digest.parse(text) for text in texts if text)
-
-    def _end(self, stored: Stored) -> None:
-        """End a running container of any notebook of this user by its PID 1; wait for its supervisor to let go."""
-        pid = stored.fields.get("pid")
-        if not isinstance(pid, int):
-            raise Conflict(f"container {stored.id[:12]} is just starting; try again")
-        freezer.thaw(pid)  # a paused process cannot be killed
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:
-            if not any(each.locked for each in self._records.walk() if each.id == stored.id):
-                return
-            time.sleep(0.02)
-        raise Conflict(f"container {stored.id[:12]} was killed, but its notebook has not let go of it; try again")
 
     def _host_summary(self) -> ImageSummary:
         return ImageSummary(

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HOST_IMAGE",
-    "HostRoot",
     "home_folders",
     "host_config",
     "host_keys",
@@ -100,14 +99,6 @@ class MountPoint:
     kind: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostRoot:
-    """The mounts that make the root, and how many writable layers they want."""
-
-    mounts: tuple[Mount, ...]
-    notice: str = ""
-
-
 def mount_points(mountinfo: str) -> tuple[MountPoint, ...]:
     """Read mountinfo; a path mounted twice counts as its topmost mount."""
     found: dict[str, MountPoint] = {}
@@ -128,7 +119,7 @@ def real_file_systems(points: Iterable[MountPoint]) -> tuple[str, ...]:
     return tuple(sorted(kept))
 
 
-def plan_as_root(cloned: Sequence[str], writable: str, hidden: Sequence[str]) -> HostRoot:
+def plan_as_root(cloned: Sequence[str], writable: str, hidden: Sequence[str]) -> tuple[Mount, ...]:
     """Overlays over the shifted clones in `cloned`; `writable` is the folder for the changes."""
     layers = [
         Mount(
@@ -141,18 +132,15 @@ def plan_as_root(cloned: Sequence[str], writable: str, hidden: Sequence[str]) ->
         )
         for number, path in enumerate(cloned)
     ]
-    return HostRoot(mounts=(*layers, *_private_folders(), *_masks(hidden)))
+    return (*layers, *_private_folders(), *_masks(hidden))
 
 
-def plan_as_user(points: Sequence[MountPoint], writable: str, hidden: Sequence[str]) -> HostRoot:
+def plan_as_user(points: Sequence[MountPoint], writable: str, hidden: Sequence[str]) -> tuple[Mount, ...]:
     """A fresh root with an overlay per folder of ``/``; a folder that has mounts inside is entered instead."""
     mounted = tuple(point.path for point in points)
     layers: list[Mount] = [Mount(kind="tmpfs", target="/")]
     _plan_folder("/", mounted, writable, layers, depth=0)
-    return HostRoot(
-        mounts=(*layers, *_private_folders(), *_masks(hidden)),
-        notice="files that are not yours are read-only in this container",
-    )
+    return (*layers, *_private_folders(), *_masks(hidden))
 
 
 def _plan_folder(folder: str, mounted: Sequence[str], writable: str, layers: list[Mount], *, depth: int) -> None:

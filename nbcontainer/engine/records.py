@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,8 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _RECORD = "record.json"
 _OUTPUT = "output.jsonl"
 _ABANDONED_AFTER = 3600.0
+_LONGEST_PAUSE = 0.05
+_LONGEST_RECORD = 1 << 20
 _OUTPUT_LIMIT = 64 * 1024 * 1024
 
 
@@ -72,6 +75,8 @@ class Stored:
             exit_code=code,
             reason=reason,
             pid=fields.get("pid") if self.locked else None,
+            started=fields.get("started"),
+            title=str(fields.get("title", "")),
         )
 
 
@@ -96,10 +101,12 @@ class Record:
         return bool(self._fields["keep"])
 
     def update(self, **fields: str | float | None) -> None:
-        """Change fields of the record."""
-        self._fields.update(fields)
-        data = json.dumps(self._fields).encode()
-        os.pwrite(self._fd, data.ljust(os.fstat(self._fd).st_size), 0)
+        """Change fields of the record; those that others have changed meanwhile (`amend`) stay as they are."""
+        self._fields = _merge(self._fd, self._fields, fields)
+
+    def read(self, name: str) -> Any:
+        """A field as it is now on disk, where others may have written it; None when there is none."""
+        return _fields(self._fd, self._fields).get(name)
 
     def append(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
         """Keep output of a kept container, up to a cap."""
@@ -142,18 +149,22 @@ class ContainerRecords:
         name = fields.get("name", "")
         if not name:
             return self._create(container, fields)
+        with FileLock(self._names):  # one object is one holder, and threads are several
+            self._refuse_taken(name)
+            return self._create(container, fields)
+
+    def _refuse_taken(self, name: str, *, by: ContainerId | None = None) -> None:
+        """Raise when a container cannot be called `name`; `by` is the one that is asking, if it is here already."""
         if not _NAME.fullmatch(name):
             raise InvalidOption(
                 f"container name {name!r} must be letters, digits, '_', '.' and '-', starting with a letter or digit"
             )
-        with FileLock(self._names):  # one object is one holder, and threads are several
-            for stored in self.walk():
-                if stored.fields.get("name") == name:
-                    raise Conflict(
-                        f"container name {name!r} is taken by {stored.id[:12]}; remove that one "
-                        f"(`%container rm {name}`) or choose another name"
-                    )
-            return self._create(container, fields)
+        for stored in self.walk():
+            if stored.fields.get("name") == name and stored.id != by and not stored.abandoned:
+                raise Conflict(
+                    f"container name {name!r} is taken by {stored.id[:12]}; remove that one "
+                    f"(`%container rm {name}`) or choose another name"
+                )
 
     def _create(self, container: ContainerId, fields: dict[str, Any]) -> Record:
         directory = self.path(container)
@@ -200,12 +211,49 @@ class ContainerRecords:
             return None
         try:
             locked = not _try_lock(fd)
-            fields = json.loads(os.pread(fd, 1 << 20, 0) or b"null")
+            fields = json.loads(os.pread(fd, _LONGEST_RECORD, 0) or b"null")
         except (ValueError, RecursionError):
             return None
         finally:
             os.close(fd)
         return Stored(directory=directory, fields=fields, locked=locked) if isinstance(fields, dict) else None
+
+    def amend(self, stored: Stored, **fields: Any) -> None:
+        """Change fields of a record that somebody else may hold; raise `ContainerNotFound` when it is gone."""
+        with self._opened(stored) as fd:
+            _merge(fd, stored.fields, fields)
+
+    @contextlib.contextmanager
+    def _opened(self, stored: Stored) -> Iterator[int]:
+        try:
+            fd = os.open(os.path.join(stored.directory, _RECORD), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as problem:
+            raise ContainerNotFound(f"container {stored.id[:12]} is gone") from problem
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def await_release(self, stored: Stored, *, within: float | None = None) -> Stored | None:
+        """Wait until nobody supervises the container; its record then, or None after `within` seconds.
+
+        Also tells of a throw-away container: its record can be read here for as long as we have it open.
+        """
+        deadline = None if within is None else time.monotonic() + within
+        pause = 0.001
+        with self._opened(stored) as fd:
+            while not _try_lock(fd):
+                if deadline is not None and time.monotonic() >= deadline:
+                    return None
+                time.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            return Stored(directory=stored.directory, fields=_fields(fd, stored.fields), locked=False)
+
+    def rename(self, stored: Stored, name: str) -> None:
+        """Give a container another name, running or not; raise `Conflict` when it is taken."""
+        with FileLock(self._names):
+            self._refuse_taken(name, by=stored.id)
+            self.amend(stored, name=name)
 
     def nameless(self) -> Iterator[str]:
         """Directories that have been without a record for an hour: what a removal cut short left."""
@@ -248,3 +296,33 @@ def _try_lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _fields(fd: int, known: dict[str, Any]) -> dict[str, Any]:
+    """What a record says now; `known` when it cannot be read."""
+    with contextlib.suppress(ValueError, RecursionError):
+        fields = json.loads(os.pread(fd, _LONGEST_RECORD, 0))
+        if isinstance(fields, dict):
+            return fields
+    return known
+
+
+def _merge(fd: int, known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Change fields of a record in place, one writer at a time; return all of them.
+
+    The writers' lock is of another kind than the supervisor's (fcntl(2), "open file description locks"; on a local
+    file system the two know nothing of each other), because the supervisor's is held for hours.
+    """
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _lock_request(fcntl.F_WRLCK))
+    try:
+        fields = {**_fields(fd, known), **changes}
+        data = json.dumps(fields).encode()
+        os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
+    finally:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock_request(fcntl.F_UNLCK))
+    return fields
+
+
+def _lock_request(kind: int) -> bytes:
+    """A ``struct flock`` over the whole file: type, whence, start, length, pid."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from nbcontainer.engine.ending import Note, signal_name
+from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.roots import saved_root
 from nbcontainer.engine.successors import new_container_id
 from nbcontainer.errors import (
@@ -39,6 +41,7 @@ from nbcontainer.runtime.supervisor import supervise
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from nbcontainer.engine.ending import Told
     from nbcontainer.engine.records import Record
     from nbcontainer.engine.session import Session
     from nbcontainer.engine.successors import Kind
@@ -55,6 +58,11 @@ _KEPT = 64 * 1024 * 1024
 _TAIL_LINES = 10
 _NO_VERDICT = Verdict()
 _MADE_WHEN_ASKED = ("limits", "devices", "cap_add", "cap_drop", "seccomp", "no_new_privileges")
+_TITLE = 200
+_REMAINS = {
+    "unanswered": " before it was started; the launcher process does not answer",
+    "dying": "; its processes have been killed, but the kernel has not let go of them yet",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +120,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         "image": subject.name,
         "chain": str(subject.chain or ""),
         "command": list(spec.argv),
+        "title": _title(request.script),
         "created": time.time(),
         "keep": keep,
         **({} if subject.chain else {"root": saved_root(spec.root, session.records.path(container))}),
@@ -177,7 +186,14 @@ def _remembered(options: RunOptions, config: ImageConfig) -> dict[str, Any]:
         "stop_signal": options.stop_signal or config.stop_signal,
         "stop_timeout": options.stop_timeout,
     }
-    return {name: value for name, value in remembered.items() if value}
+    return {name: value for name, value in remembered.items() if value or value == 0}
+
+
+def _title(script: bytes | None) -> str:
+    """The first line of a cell that says something, for `ps`."""
+    lines = (script or b"").decode("utf-8", "replace").splitlines()
+    telling = (line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#"))
+    return next(telling, "")[:_TITLE]
 
 
 def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: float, check: bool) -> RunResult:
@@ -185,18 +201,20 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
     stdout = _Kept(request.output, "stdout", placed.record)
     stderr = _Kept(request.output, "stderr", placed.record)
 
+    deaths = session.runtime.deaths
+
     def sink(stream: Literal["stdout", "stderr"], data: bytes) -> None:
         (stdout if stream == "stdout" else stderr).take(data)
 
     try:
         outcome, verdict = _supervised(session, request, placed, sink, grace)
         result = _result(placed, outcome, stdout.data, stderr.data, limit=request.options.timeout or 0, verdict=verdict)
-        if placed.record.kept:
-            placed.record.update(
-                finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason
-            )
+        # also of what is thrown away: somebody may be waiting for it, with the record open
+        placed.record.update(finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason)
     finally:
         placed.record.close()
+        if not placed.record.kept:
+            session.recover(deaths)
     if outcome.failure is not None and outcome.reason == "exited":  # ended by us, it may have failed because of that
         raise _start_error(placed, outcome)
     if check and not result.ok:
@@ -235,7 +253,7 @@ def _supervised(
             feed=given.feed,
             source=given.source,
             sink=sink,
-            on_accepted=lambda pid: record.update(pid=pid),
+            on_accepted=lambda pid: record.update(started=time.time(), **process_fields(pid)),
             timeout=request.options.timeout,
             grace=grace,
         )
@@ -337,17 +355,22 @@ def _result(
             number = -code
             code = 128 + number
             if reason == "exited":
-                reason, detail = "signalled", f"killed by {_signal_name(number)}"
+                reason, detail = "signalled", f"killed by {signal_name(number)}"
     elif reason in {"timeout", "interrupted"}:
         code = 137
     if reason == "interrupted":
-        detail = f"interrupted; every process of the cell has ended ({', '.join(outcome.steps)})"
+        ended = f"; every process of the cell has ended ({', '.join(outcome.steps)})"
+        detail = f"interrupted{_REMAINS.get(outcome.remains, ended)}"
         code = 130 if code == 137 else code
     elif reason == "timeout":
-        detail = f"time limit of {limit:g} s reached; every process of the container has ended"
+        ended = "; every process of the container has ended"
+        detail = f"time limit of {limit:g} s reached{_REMAINS.get(outcome.remains, ended)}"
     elif reason == "lost":
         detail = "its processes vanished without an exit code: killed from outside, or the machine ran out of memory"
-    if verdict.oom_kills and code != 0 and reason in {"exited", "signalled", "lost"}:
+    if told := _told(placed.record, outcome):
+        reason, detail = told.reason, told.detail
+        code = told.code if outcome.status is None else code
+    elif verdict.oom_kills and code != 0 and reason in {"exited", "signalled", "lost"}:
         reason, detail = "oom", _out_of_memory(verdict)
     return RunResult(
         id=placed.record.id,
@@ -382,11 +405,14 @@ def _notes(verdict: Verdict, code: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+def _told(record: Record, outcome: Outcome) -> Told | None:
+    """What whoever ended the container from elsewhere has noted, if that is how it ended."""
+    note = Note.from_field(record.read("ended_by"))
+    if note is None or outcome.failure is not None or outcome.reason not in {"exited", "lost"}:
+        return None
+    if outcome.status is None:
+        return note.told(by_signal=signal.SIGKILL)
+    return note.told(by_signal=os.WTERMSIG(outcome.status) if os.WIFSIGNALED(outcome.status) else None)
 
 
 def _start_error(placed: Placed, outcome: Outcome) -> NbcontainerError:
@@ -408,7 +434,7 @@ def _bad_end(result: RunResult) -> ContainerExit:
         image=result.image,
         reason="; ".join((result.detail or f"exit code {result.exit_code}", *result.notes)),
         output=result.stdout,
-        stderr_tail="" if result.reason == "interrupted" else tail,
+        stderr_tail="" if result.reason in {"interrupted", "stopped"} else tail,
     )
 
 
@@ -434,14 +460,25 @@ def resolved_volumes(options: RunOptions, store: str) -> tuple[BindMount, ...]:
                 f"make it first (mkdir -p {volume.source})"
             )
         runtime_directory = os.environ.get("JUPYTER_RUNTIME_DIR") or "~/.local/share/jupyter/runtime"
-        closed = [os.path.realpath(store), os.path.realpath(os.path.expanduser(runtime_directory))]
-        if _hands_over(source, closed):
+        keys = os.path.realpath(os.path.expanduser(runtime_directory))
+        store = os.path.realpath(store)
+        if _hands_over(source, [store, keys]):
             raise InvalidOption(
                 f"volume source {volume.source} would hand this machine to the container: it is, lies in or holds "
-                "system files, this package's store, Jupyter's keys or an engine's socket; mount a folder of your own"
+                f"{_what_is_closed(source, store, keys)}"
             )
         resolved.append(dataclasses.replace(volume, source=source))
     return tuple(resolved)
+
+
+def _what_is_closed(source: str, store: str, keys: str) -> str:
+    """The cause and the way out, for the refusal of a volume."""
+    if _same_or_below(store, source) and source not in _FORBIDDEN_SOURCES:
+        elsewhere = ", or move the store out of it with NBCONTAINER_ROOT" if not _same_or_below(keys, source) else ""
+        return f"this package's store ({store}); mount a subfolder that you need{elsewhere}"
+    if _same_or_below(keys, source) and source not in _FORBIDDEN_SOURCES:
+        return f"the keys of your notebooks ({keys}); mount a subfolder that you need"
+    return "system files, this package's store, Jupyter's keys or an engine's socket; mount a folder of your own"
 
 
 def _hands_over(source: str, closed: Sequence[str]) -> bool:

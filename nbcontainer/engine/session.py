@@ -11,7 +11,7 @@ from nbcontainer._linux import idmaps
 from nbcontainer.engine import host_image
 from nbcontainer.engine.records import ContainerRecords
 from nbcontainer.engine.successors import Successors
-from nbcontainer.errors import StorageError, UnsupportedHost
+from nbcontainer.errors import NbcontainerError, StorageError, UnsupportedHost
 from nbcontainer.images.library import Library
 from nbcontainer.layers.overlay import OverlaySnapshotter
 from nbcontainer.model import Notice
@@ -62,6 +62,7 @@ class Session:
         self.successors = Successors()
         self.records = ContainerRecords(settings.root, self._owner)
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
+        self._recovered = 0
         self._sweep()
 
     @property
@@ -113,14 +114,14 @@ class Session:
         )
         hidden = host_image.present(listed)
         if not self.privileged:
-            return host_image.plan_as_user(self._points, folder, hidden).mounts
+            return host_image.plan_as_user(self._points, folder, hidden)
         cloned = self.runtime.host_lowers
         if "/" not in cloned:
             raise UnsupportedHost(
                 f"the host image cannot be used as root here: {self.runtime.host_problem() or '/ cannot be cloned'}; "
                 "pull an image instead, or run as an ordinary user"
             )
-        return host_image.plan_as_root(cloned, folder, hidden).mounts
+        return host_image.plan_as_root(cloned, folder, hidden)
 
     # --- pulling and removing ---------------------------------------------------------------------------------------
 
@@ -161,11 +162,22 @@ class Session:
         finally:
             os.close(parent)
 
+    def recover(self, since: int) -> None:
+        """Take away what launchers that were killed could not.
+
+        `since` is how many had been when the caller began; a container of another thread that has not ended yet is
+        that thread's to take away.
+        """
+        deaths = self.runtime.deaths
+        if deaths > min(since, self._recovered):
+            self._recovered = deaths
+            self._sweep()
+
     def _sweep(self) -> None:
         """Remove what killed sessions left: the directories of throw-away containers that nobody supervises."""
         abandoned = [stored.directory for stored in self.records.walk() if stored.abandoned]
         for directory in (*abandoned, *self.records.nameless()):
-            with contextlib.suppress(UnsupportedHost, OSError):
+            with contextlib.suppress(NbcontainerError, OSError):  # nobody asked for it, and the next one tries again
                 self._remove_tree(directory)
 
     def close(self) -> None:

@@ -56,6 +56,7 @@ __all__ = [
 
 _Row = TypeVar("_Row")
 _SHORT_COMMAND = 20
+_NOTHING = "-"
 _SHORT_CREATED_BY = 45
 
 
@@ -365,19 +366,19 @@ def image_table(
 ) -> Table[ImageSummary]:
     """``images``."""
     show_id: Callable[[ImageSummary], str] = (lambda row: _text(row.id)) if full else (lambda row: _short(row.id))
-    identity: Column[ImageSummary] = Column("IMAGE ID", show_id, lambda row: _text(row.id))
+    identity: Column[ImageSummary] = Column("IMAGE ID", lambda row: show_id(row) or _NOTHING, lambda row: _text(row.id))
     if quiet:
         named: Column[ImageSummary] = Column("IMAGE ID", lambda row: show_id(row) or row.reference)
         return Table([named], images, heading=False)
     columns: list[Column[ImageSummary]] = [
         Column("IMAGE", lambda row: _names(row)[0]),
-        Column("TAG", lambda row: _names(row)[1]),
+        Column("TAG", lambda row: _names(row)[1] or _NOTHING, lambda row: _names(row)[1]),
         identity,
-        Column("CREATED", lambda row: ago(row.created), lambda row: _moment(row.created)),
-        Column("SIZE", lambda row: size_text(row.size) if row.size else "", lambda row: row.size, right=True),
+        Column("CREATED", lambda row: ago(row.created) or _NOTHING, lambda row: _moment(row.created)),
+        Column("SIZE", lambda row: size_text(row.size) if row.size else _NOTHING, lambda row: row.size, right=True),
     ]
     if digests:
-        columns.insert(2, Column("DIGEST", lambda row: _text(row.digest)))
+        columns.insert(2, Column("DIGEST", lambda row: _text(row.digest) or _NOTHING, lambda row: _text(row.digest)))
     return Table(columns, images, empty="no images yet; pull one, for example debian")
 
 
@@ -449,7 +450,8 @@ def describe_image(detail: ImageDetail) -> dict[str, Any]:
 
 def _status(row: ContainerSummary) -> str:
     if row.state == "running":
-        return f"Up {span_text(time.time() - row.created)}{' (Paused)' if row.paused else ''}"
+        paused = " (Paused)" if row.paused else ""
+        return f"Up {span_text(time.time() - (row.started or row.created))}{paused}"
     if row.state != "exited":
         return row.state.capitalize()
     code = "" if row.exit_code is None else f" ({row.exit_code})"
@@ -463,7 +465,7 @@ def container_table(
     """``ps``."""
 
     def command(row: ContainerSummary) -> str:
-        text = " ".join(row.command)
+        text = printable(row.title or " ".join(row.command))
         return text if full else _cut(text, _SHORT_COMMAND)
 
     identity: Column[ContainerSummary] = Column(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
+import signal
 from argparse import Namespace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,9 @@ from nbcontainer.engine.command_line import (
     usage,
     verb_help,
 )
-from nbcontainer.engine.door import RunRequest
+from nbcontainer.engine.door import TypedRun
 from nbcontainer.engine.file_verbs import FILE_VERBS
+from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
 from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
 from nbcontainer.engine.views import ContainerDetail
@@ -41,10 +43,10 @@ from nbcontainer.errors import InvalidOption, InvalidReference
 from nbcontainer.model import Reference, RunOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from nbcontainer.engine.door import Door, Session
-    from nbcontainer.engine.views import ImageSummary
+    from nbcontainer.engine.views import ContainerSummary, ImageSummary
 
 __all__ = ["RUN", "VERBS", "dispatch", "find_verb", "overview", "reference_markdown", "run_request"]
 
@@ -143,7 +145,7 @@ def _run(session: Session, arguments: Namespace) -> object:
     return session.execute(run_request(arguments))
 
 
-def run_request(arguments: Namespace) -> RunRequest:
+def run_request(arguments: Namespace) -> TypedRun:
     """What the parsed arguments of ``run`` ask for."""
     entrypoint = arguments.entrypoint
     options = RunOptions(
@@ -162,7 +164,7 @@ def run_request(arguments: Namespace) -> RunRequest:
         timeout=arguments.timeout,
         **sandbox_options(arguments),
     )
-    return RunRequest(
+    return TypedRun(
         image=arguments.image,
         command=arguments.command,
         options=options,
@@ -182,8 +184,30 @@ def _containers(session: Session, arguments: Namespace) -> object:
 
 
 def _remove_containers(session: Session, arguments: Namespace) -> object:
-    removed = [session.engine.remove_container(name, force=arguments.force) for name in arguments.container]
-    return tables.Message("\n".join(summary.name or summary.id[:12] for summary in removed))
+    return _named(session.engine.remove_container(name, force=arguments.force) for name in arguments.container)
+
+
+def _kill(session: Session, arguments: Namespace) -> object:
+    number = signal.SIGKILL if arguments.signal is None else arguments.signal
+    return _named(session.engine.kill(name, number=number) for name in arguments.container)
+
+
+def _stop(session: Session, arguments: Namespace) -> object:
+    return _named(session.engine.stop(name, grace=arguments.timeout) for name in arguments.container)
+
+
+def _named(summaries: Iterable[ContainerSummary]) -> object:
+    """Docker's answer: what was done is known, so the containers are named, a line each."""
+    return tables.Message("\n".join(summary.name or summary.id[:12] for summary in summaries))
+
+
+def _wait(session: Session, arguments: Namespace) -> object:
+    return tables.Message("\n".join(str(session.engine.wait(name).exit_code) for name in arguments.container))
+
+
+def _rename(session: Session, arguments: Namespace) -> object:
+    summary = session.engine.rename(arguments.container, arguments.name)
+    return tables.Message(f"{arguments.container} is now {summary.name}")
 
 
 def _logs(session: Session, arguments: Namespace) -> object:
@@ -229,6 +253,10 @@ def _read_tail(text: str) -> int | None:
     return int(text)
 
 
+def _read_grace(text: str) -> float:
+    return 0.0 if re.fullmatch(r"0+(?:\.0*)?s?", text.strip(), re.ASCII) else read_duration(text)
+
+
 def _read_shell(text: str) -> tuple[str, ...]:
     try:
         words = tuple(shlex.split(text))
@@ -251,6 +279,14 @@ _PLATFORM = Option(
 _NO_TRUNC = Option(flags=("--no-trunc",), help="show ids and texts in full")
 _QUIET_IDS = Option(flags=("-q", "--quiet"), help="show only ids")
 _IMAGE = Positional(name="IMAGE", help="an image name, for example debian or ghcr.io/org/tool:1.2", completes="image")
+_CONTAINERS = Positional(name="CONTAINER", help="a name or an id", count="some", completes="container")
+_RUNNING = Positional(name="CONTAINER", help="a name or an id", count="some", completes="running")
+_GRACE = Option(
+    flags=("-t", "--time", "--timeout"),
+    metavar="TIME",
+    help="how long to wait before everything is ended: seconds, or 1m30s; 10 is the default, 0 does not wait",
+    read=_read_grace,
+)
 _NO_TERMINAL = "a cell has no terminal to type into; put the commands into the cell, under %%container IMAGE"
 
 RUN = Verb(
@@ -459,10 +495,59 @@ VERBS: tuple[Verb, ...] = (
         aliases=("ls",),
     ),
     Verb(
+        name="stop",
+        summary="End running containers, in good order",
+        description=(
+            "The image's stop signal (SIGTERM, as a rule) goes to the command and its process group; what still runs"
+            " after the grace is ended with every process of the container. Works on containers of all your"
+            " notebooks; the cell that ran it says that it was stopped."
+        ),
+        handler=_stop,
+        positionals=(_RUNNING,),
+        options=(_GRACE,),
+        examples=("stop work", "stop -t 2 work"),
+    ),
+    Verb(
+        name="kill",
+        summary="Send a signal to running containers; ends them at once unless told otherwise",
+        description=(
+            "SIGKILL ends every process of the container. Any other signal goes to its command alone, as in docker."
+        ),
+        handler=_kill,
+        positionals=(_RUNNING,),
+        options=(
+            Option(
+                flags=("-s", "--signal"),
+                metavar="SIGNAL",
+                help="a name or a number, for example HUP; KILL is the default",
+                read=signal_number,
+            ),
+        ),
+        examples=("kill work", "kill -s USR1 work"),
+    ),
+    Verb(
+        name="wait",
+        summary="Wait until containers have ended, and show their exit codes",
+        handler=_wait,
+        positionals=(_RUNNING,),
+        examples=("wait work",),
+    ),
+    Verb(
+        name="rename",
+        summary="Give a container another name",
+        description="It may be running.",
+        handler=_rename,
+        positionals=(
+            Positional(name="CONTAINER", help="a name or an id", completes="container"),
+            Positional(name="NAME", help="its new name"),
+        ),
+        examples=("rename work analysis-1",),
+    ),
+    Verb(
         name="rm",
         summary="Remove containers",
         handler=_remove_containers,
-        positionals=(Positional(name="CONTAINER", help="a name or an id", count="some", completes="container"),),
+        positionals=(_CONTAINERS,),
         options=(Option(flags=("-f", "--force"), help="end it first when it is running"),),
         examples=("rm work",),
     ),

@@ -75,7 +75,10 @@ class RemovedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContainerSummary:
-    """One line of ``ps``: times are unix seconds; `exit_code` is None while it runs or when nobody saw it end."""
+    """One line of ``ps``: times are unix seconds; `exit_code` is None while it runs or when nobody saw it end.
+
+    `started` is its latest start; `title` is the first line of a cell's text, "" for a command.
+    """
 
     id: str
     name: str
@@ -87,6 +90,8 @@ class ContainerSummary:
     exit_code: int | None = None
     reason: str = ""
     pid: int | None = None
+    started: float | None = None
+    title: str = ""
     paused: bool = False
 
 

@@ -8,6 +8,7 @@ next one resumes.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Puller"]
 
+_log = logging.getLogger(__name__)
 _PIECE = 1024 * 1024
 _REPORT_EVERY = 0.1
 
@@ -113,7 +115,15 @@ class Puller:
         for layer in layers:
             layer.report("exists" if layer.present else "waiting", layer.descriptor.size if layer.present else 0)
         if missing:
+            self._tidy()
             _Fetch(self, missing).run()
+
+    def _tidy(self) -> None:
+        """Take away what a killed pull has half unpacked; what another one is unpacking now is locked."""
+        try:
+            self.snapshots.reap()
+        except NbcontainerError as problem:  # its last writes may still be going on: the next pull tries again
+            _log.debug("half unpacked layers were not removed: %s", problem)
 
 
 class _Layer:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core import completer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from IPython.core.completer import CompletionContext, SimpleMatcherResult
 
@@ -109,19 +109,22 @@ def _after_verb(verb: Verb, before: list[str], fragment: str, door: Door = "note
 
 
 def _values(kind: str) -> list[str]:
-    if kind == "image":
-        return [*_stored(), *POPULAR]
-    if kind == "stored":
-        return _stored()
-    if kind == "container":
-        return _containers()
-    if kind == "either":
-        return _containers() + _stored()
-    if kind == "verb":
-        from nbcontainer.engine.verbs import VERBS
+    kinds: dict[str, Callable[[], list[str]]] = {
+        "image": lambda: [*_stored(), *POPULAR],
+        "stored": _stored,
+        "container": _containers,
+        "running": lambda: _containers(everything=False),
+        "either": lambda: _containers() + _stored(),
+        "verb": _verbs,
+        "shell": lambda: ["bash", "node", "perl", "python3", "sh"],
+    }
+    return kinds[kind]() if kind else []
 
-        return [verb.name for verb in VERBS]
-    return ["bash", "node", "perl", "python3", "sh"] if kind == "shell" else []
+
+def _verbs() -> list[str]:
+    from nbcontainer.engine.verbs import VERBS
+
+    return [verb.name for verb in VERBS]
 
 
 def _stored() -> list[str]:
@@ -135,8 +138,8 @@ def _stored() -> list[str]:
     return sorted(set(names))
 
 
-def _containers() -> list[str]:
-    return [summary.name or summary.id[:12] for summary in _engine().containers(everything=True)]
+def _containers(*, everything: bool = True) -> list[str]:
+    return [summary.name or summary.id[:12] for summary in _engine().containers(everything=everything)]
 
 
 def _engine() -> Any:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
 from nbcontainer.model import RunResult
 
-__all__ = ["Interrupted", "LineResult"]
+__all__ = ["Interrupted", "LineResult", "stands_alone"]
+
+_PLAIN = re.compile(r"^\s*%?container\s", re.MULTILINE)
+_VALUE_WANTED = re.compile(r"=\s*%container|run_line_magic")
 
 
 class LineResult(RunResult):
@@ -26,6 +30,19 @@ class LineResult(RunResult):
 
     def _ipython_display_(self) -> None:
         """Show nothing."""
+
+
+def stands_alone(shell: Any) -> bool:
+    """Whether, in a terminal's IPython, the line is there for its effect: nobody takes its value.
+
+    Such a value must be None there, because the prompt ``Out[n]:`` is written before the value is asked how it wants
+    to be shown. What was typed tells; when in doubt the value is kept, for one empty prompt.
+    """
+    if getattr(shell, "kernel", None) is not None:
+        return False
+    result = getattr(shell.displayhook, "exec_result", None)
+    typed = str(getattr(getattr(result, "info", None), "raw_cell", "") or "")
+    return bool(_PLAIN.search(typed)) and not _VALUE_WANTED.search(typed)
 
 
 class Interrupted(KeyboardInterrupt):

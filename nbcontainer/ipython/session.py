@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from nbcontainer.engine.door import RunRequest, hints
+from nbcontainer.engine.door import TypedRun, hints
 from nbcontainer.engine.settings import Settings
+from nbcontainer.engine.tables import Shown
 from nbcontainer.engine.verbs import RUN, VERBS, dispatch
 from nbcontainer.errors import ContainerInterrupted, ContainerStartError, InvalidOption, NbcontainerError
 from nbcontainer.ipython.arguments import expand_body, expander, join_continued, split_line
-from nbcontainer.ipython.display import Interrupted, LineResult
+from nbcontainer.ipython.display import Interrupted, LineResult, stands_alone
 from nbcontainer.ipython.streams import OutputWriter
 from nbcontainer.widgets.progress import PullProgress, choose_display
 
@@ -44,7 +45,7 @@ def run_magic(magics: ContainerMagics, line: str, cell: str | None, local_ns: Ma
         session = NotebookSession(magics, cell, namespace)
         if cell is not None:
             words = ["run", *_cell_words(words)]
-        return dispatch(
+        answer = dispatch(
             session,
             words,
             substitute=expander(namespace),
@@ -56,6 +57,7 @@ def run_magic(magics: ContainerMagics, line: str, cell: str | None, local_ns: Ma
         raise
     except KeyboardInterrupt:
         raise Interrupted("interrupted") from None
+    return None if isinstance(answer, (LineResult, Shown)) and stands_alone(shell) else answer
 
 
 def _cell_words(words: list[str]) -> list[str]:
@@ -120,7 +122,7 @@ class NotebookSession:
         """Show a piece of a kept log."""
         getattr(sys, stream).write(data.decode(errors="replace"))
 
-    def execute(self, request: RunRequest) -> object:
+    def execute(self, request: TypedRun) -> object:
         """Run the cell or the line: stream its output, fill the variables asked for, raise when it failed."""
         image, command, script, stdin = self._input(request)
         captured: list[Stream] = []
@@ -149,7 +151,7 @@ class NotebookSession:
             self._after(request, writer, network)
         return self._answer(result)
 
-    def _input(self, request: RunRequest) -> tuple[str, tuple[str, ...], str | None, bytes | None]:
+    def _input(self, request: TypedRun) -> tuple[str, tuple[str, ...], str | None, bytes | None]:
         """Image, command, script and standard input: the cell is one of the last two, or there is none."""
         cell, command = self._cell, request.command
         if request.expand:
@@ -166,7 +168,7 @@ class NotebookSession:
             raise InvalidOption(f"the cell is empty; to run the image's own command write {line}")
         return request.image, (), cell, None
 
-    def _after(self, request: RunRequest, writer: OutputWriter, network: Any) -> None:
+    def _after(self, request: TypedRun, writer: OutputWriter, network: Any) -> None:
         """Whatever happened: show what is left, fill the variables, and hint at a missing network."""
         writer.close()
         if request.out:

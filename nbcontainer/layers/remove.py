@@ -24,6 +24,7 @@ __all__ = ["remove_children", "remove_entry", "serve"]
 RESOLVE_NO_XDEV = 0x01
 _RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV
 _DEEPEST = 64
+_MOST_TRIES = 10_000
 
 
 def serve(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
@@ -43,7 +44,20 @@ def serve(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
 
 
 def remove_entry(directory_fd: int, name: bytes) -> int:
-    """Remove `name` and everything in it; 0 when there is none. `StorageError` at a mount point."""
+    """Remove `name` and everything in it; 0 when there is none. `StorageError` at a mount point.
+
+    Somebody else may be removing it at the same time (a launcher's janitor, another engine's sweep): between them it
+    goes.
+    """
+    for _ in range(_MOST_TRIES):
+        try:
+            return _remove_entry(directory_fd, name)
+        except FileNotFoundError:
+            continue
+    raise StorageError(f"cannot remove {os.fsdecode(name)!r}: its content comes and goes; try again")
+
+
+def _remove_entry(directory_fd: int, name: bytes) -> int:
     try:
         status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
     except FileNotFoundError:

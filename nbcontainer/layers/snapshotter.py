@@ -64,6 +64,13 @@ class HeldLock:
             self.release()
             raise
 
+    def names(self, path: str) -> bool:
+        """Whether what is locked still is what `path` names: it may have been removed before we had the lock."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.lstat(path))
+        except FileNotFoundError:
+            return False
+
     def release(self) -> None:
         """Let go; safe twice."""
         fd, self.fd = self.fd, -1
@@ -215,7 +222,10 @@ class SnapshotDirectory:
             os.mkdir(path, 0o700)
             self._open_to_container_root(self._directory, path)
             with contextlib.suppress(BlockingIOError, FileNotFoundError):  # somebody reaped it before we had it
-                return path, HeldLock(path)
+                lock = HeldLock(path)
+                if lock.names(path):
+                    return path, lock
+                lock.release()
 
     def _open_to_container_root(self, *directories: str) -> None:
         """Let container root, who mounts, walk through; nobody else (its group is its own)."""

@@ -30,7 +30,7 @@ ContainerId = NewType("ContainerId", str)
 
 NetworkMode = Literal["none", "host"]
 PullPolicy = Literal["missing", "always", "never"]
-ExitReason = Literal["exited", "signalled", "timeout", "interrupted", "oom", "lost"]
+ExitReason = Literal["exited", "signalled", "timeout", "interrupted", "stopped", "oom", "lost"]
 MountKind = Literal["bind", "overlay", "tmpfs", "mask", "symlink"]
 
 

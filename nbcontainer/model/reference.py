@@ -114,10 +114,9 @@ def _split_tag(text: str, name: str) -> tuple[str, str]:
     if not colon:
         return name, ""
     if not _TAG.fullmatch(tag):
-        hint = f"; name the repository too: {name}/REPOSITORY" if tag.isdigit() and not head else ""
         raise InvalidReference(
             f"tag {tag!r} of image name {text!r} must be 1 to 128 letters, digits, '_', '.' or '-'"
-            f" and not start with '.' or '-'{hint}"
+            " and not start with '.' or '-'"
         )
     return f"{head}{slash}{path}", tag
 

@@ -311,7 +311,7 @@ def _translated(problem: BaseException, url: str, timeout: float) -> ConnectionF
     """Our error for a foreign one, in words that name the host and never the rest of the URL."""
     host = _shown_host(url)
     causes = list(_causes(problem))
-    failure = _classified(causes, host, timeout)
+    failure = _classified(causes, host, timeout, local=_is_here(url))
     # The cause kept is the system's own, which names no URL.
     cause = next((c for c in causes if isinstance(c, OSError) and type(c).__module__ in _OWN_MODULES), None)
     failure.__cause__ = cause
@@ -324,6 +324,13 @@ def _translated(problem: BaseException, url: str, timeout: float) -> ConnectionF
 _OWN_MODULES = frozenset({"builtins", "socket", "ssl"})
 
 
+def _is_here(url: str) -> bool:
+    try:
+        return is_loopback_name(Origin.of(url).host)
+    except Exception:  # noqa: BLE001 - a URL that may be anything
+        return False
+
+
 def _shown_host(url: str) -> str:
     try:
         return Origin.of(url).authority
@@ -332,7 +339,7 @@ def _shown_host(url: str) -> str:
 
 
 def _classified(  # noqa: PLR0911 - a table of causes, the more telling first
-    causes: list[BaseException], host: str, timeout: float
+    causes: list[BaseException], host: str, timeout: float, *, local: bool
 ) -> ConnectionFailed:
     def first(*kinds: type[BaseException]) -> BaseException | None:
         return next((cause for cause in causes if isinstance(cause, kinds)), None)
@@ -370,7 +377,7 @@ def _classified(  # noqa: PLR0911 - a table of causes, the more telling first
         return ConnectionFailed(
             f"cannot reach {host}: the connection was refused; is a registry running there?",
             kind="refused",
-            transient=True,
+            transient=not local,  # on this very machine nothing is on its way: a port is closed until somebody opens it
         )
     if any(isinstance(cause, OSError) and cause.errno in _SILENT for cause in causes):
         return ConnectionFailed(

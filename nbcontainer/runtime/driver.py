@@ -215,6 +215,11 @@ class NativeRuntime:
         """See `Runtime.finish`."""
         return self._launcher.finish(connection)
 
+    @property
+    def deaths(self) -> int:
+        """How many launchers have died without being told to (see `Launcher.deaths`)."""
+        return self._launcher_made.deaths if self._launcher_made else 0
+
     def close(self) -> None:
         """See `Runtime.close`."""
         if self._launcher_made is not None:

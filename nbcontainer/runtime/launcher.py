@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "Launcher", "LauncherSettings", "error_from", "shifted_clone", "write_id_map"]
 
 _START_TIMEOUT = 20.0
+_DYING = 2.0
 _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
 
 
@@ -152,6 +154,7 @@ class Launcher:
         self._hierarchies: tuple[Hierarchy, ...] = ()
         self._host_lowers: tuple[str, ...] = ()
         self._host_problem = ""
+        self._deaths = 0
 
     @property
     def pid(self) -> int | None:
@@ -217,6 +220,18 @@ class Launcher:
             raise error_from(message)
         raise UnsupportedHost("a helper process in the user namespace died without a word; see `%container doctor`")
 
+    @property
+    def deaths(self) -> int:
+        """How many launchers have died without being told to; the latest is cleaned up after now.
+
+        Its containers died with it. Their writable layers are left, because its janitor died too.
+        """
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._stop()
+                self._deaths += 1
+            return self._deaths
+
     def close(self) -> None:
         """End the launcher and everything below it."""
         with self._lock:
@@ -234,6 +249,7 @@ class Launcher:
                 with self._lock:
                     if channel is self._channel:
                         self._stop()
+                        self._deaths += 1
                 send(self._ensure(), message, (theirs.fileno(), *fds))
         except BaseException:
             ours.close()
@@ -380,8 +396,17 @@ class Launcher:
                 self._process.wait()
             self._process = None
         if self._cgroup:
-            cgroups.remove_subtree(self._cgroup)
+            _remove_cgroup(self._cgroup)
         self._cgroup = self._freezer = ""
+
+
+def _remove_cgroup(path: str) -> None:
+    """Remove the launcher's cgroup; when it was killed, its containers are still dying for a moment."""
+    deadline = time.monotonic() + _DYING
+    cgroups.remove_subtree(path)
+    while os.path.isdir(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        cgroups.remove_subtree(path)
 
 
 def shifted_clone(path: str, userns: int, *, recursive: bool) -> int:

@@ -29,16 +29,24 @@ Sink = Callable[[Literal["stdout", "stderr"], bytes], None]
 _CHUNK = 1 << 16
 _TERM_GRACE = 1.0
 _DRAIN = 0.5
+_ANSWER = 2.0
+_DEATH = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How it ended: a wait status or a failure to start; `steps` tells what was done to end it."""
+    """How it ended: a wait status or a failure to start; `steps` tells what was done to end it.
+
+    `remains` is for what could not be ended: a request that the launcher never took ("unanswered": it is stopped or
+    hangs, and will find nobody to answer when it goes on), or processes that the kernel has not let go of yet
+    ("dying": in an uninterruptible wait for a device, as a rule).
+    """
 
     status: int | None
     failure: Failed | None
     reason: ExitReason
     steps: tuple[str, ...] = ()
+    remains: Literal["", "unanswered", "dying"] = ""
 
 
 class _Supervision:
@@ -173,6 +181,7 @@ def supervise(
     )
     reason: ExitReason = "exited"
     steps: tuple[str, ...] = ()
+    remains: Literal["", "unanswered", "dying"] = ""
     deadline = None if timeout is None else time.monotonic() + timeout
     try:
         try:
@@ -185,18 +194,26 @@ def supervise(
         except KeyboardInterrupt:
             reason = "interrupted"
         if reason != "exited":
-            steps = _wind_down(loop, connection, grace if reason == "interrupted" else 0)
+            steps, remains = _wind_down(loop, connection, grace if reason == "interrupted" else 0)
         with contextlib.suppress(KeyboardInterrupt):
             loop.drain()
     finally:
         loop.close_stdin()
     if loop.exited is None and loop.failure is None and reason == "exited":
         reason = "lost"
-    return Outcome(status=loop.exited.status if loop.exited else None, failure=loop.failure, reason=reason, steps=steps)
+    return Outcome(
+        status=loop.exited.status if loop.exited else None,
+        failure=loop.failure,
+        reason=reason,
+        steps=steps,
+        remains=remains,
+    )
 
 
-def _wind_down(loop: _Supervision, connection: Connection, grace: float) -> tuple[str, ...]:
-    """Climb the ladder; return its steps. A further interrupt jumps to the end."""
+def _wind_down(
+    loop: _Supervision, connection: Connection, grace: float
+) -> tuple[tuple[str, ...], Literal["", "unanswered", "dying"]]:
+    """Climb the ladder; return its steps and what it could not end. A further interrupt jumps to the end."""
     steps = []
     try:
         rungs = ((signal.SIGINT, grace), (signal.SIGTERM, _TERM_GRACE)) if grace > 0 else ()
@@ -213,21 +230,30 @@ def _wind_down(loop: _Supervision, connection: Connection, grace: float) -> tupl
     if not loop.finished:
         connection.end()
         steps.append("SIGKILL")
+    asked = time.monotonic()
     while True:
         try:
-            _wait_gone(loop, connection)
-            return tuple(steps)
+            return tuple(steps), _wait_gone(loop, connection, asked)
         except KeyboardInterrupt:
             connection.end()
 
 
-def _wait_gone(loop: _Supervision, connection: Connection) -> None:
-    """Wait until PID 1, and with it every process of the pid namespace, has been collected."""
+def _wait_gone(loop: _Supervision, connection: Connection, asked: float) -> Literal["", "unanswered", "dying"]:
+    """Wait until PID 1, and with it every process of the pid namespace, is over; but not without end.
+
+    `asked` is when they were asked to end. A launcher that is stopped takes no request, and gives no pidfd.
+    """
     while not loop.finished and connection.pidfd < 0:
-        loop.step(1.0)
+        left = asked + _ANSWER - time.monotonic()
+        if left <= 0:
+            return "unanswered"
+        loop.step(left)
     if connection.pidfd < 0:
-        return
+        return ""
     end = select.poll()
     end.register(connection.pidfd, select.POLLIN)
     while not end.poll(50):
+        if time.monotonic() > asked + _DEATH:
+            return "dying"
         loop.step(0)
+    return ""

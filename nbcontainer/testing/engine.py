@@ -7,6 +7,7 @@ them), needs no kernel feature, no store and no network, and starts no process.
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -43,6 +44,7 @@ from nbcontainer.model import (
     Descriptor,
     Digest,
     Event,
+    ExitReason,
     HistoryEntry,
     ImageConfig,
     LayerProgress,
@@ -86,7 +88,7 @@ class Script:
 
     output: tuple[tuple[Literal["stdout", "stderr"], bytes], ...] = ()
     exit_code: int = 0
-    reason: Literal["exited", "signalled", "timeout", "interrupted", "lost"] = "exited"
+    reason: ExitReason = "exited"
     detail: str = ""
     error: BaseException | None = None
 
@@ -291,12 +293,31 @@ class RecordingEngine:
             LogLine(time=_MOMENT + 1, stream="stderr", data=b"three\n"),
         )
 
-    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
-        self._record("remove_container", container=container, force=force)
+    def _kept(self, container: str) -> ContainerSummary:
         for summary in self.kept:
             if container == summary.name:
                 return summary
         raise ContainerNotFound(f"there is no container {container!r}")
+
+    def kill(self, container: str, *, number: int = signal.SIGKILL) -> ContainerSummary:
+        self._record("kill", container=container, number=number)
+        return self._kept(container)
+
+    def stop(self, container: str, *, grace: float | None = None) -> ContainerSummary:
+        self._record("stop", container=container, grace=grace)
+        return self._kept(container)
+
+    def wait(self, container: str) -> ContainerSummary:
+        self._record("wait", container=container)
+        return self._kept(container)
+
+    def rename(self, container: str, name: str) -> ContainerSummary:
+        self._record("rename", container=container, name=name)
+        return replace(self._kept(container), name=name)
+
+    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
+        self._record("remove_container", container=container, force=force)
+        return self._kept(container)
 
     def stats(self, containers: Sequence[str] = ()) -> tuple[ContainerUsage, ...]:
         self._record("stats", containers=tuple(containers))
@@ -321,12 +342,6 @@ class RecordingEngine:
     def update(self, container: str, limits: Limits) -> ContainerSummary:
         self._record("update", container=container, limits=limits)
         return self._kept(container)
-
-    def _kept(self, container: str) -> ContainerSummary:
-        for summary in self.kept:
-            if container == summary.name:
-                return summary
-        raise ContainerNotFound(f"there is no container {container!r}")
 
     def copy_from(
         self,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nbcontainer.errors import Conflict, NotFound
+from nbcontainer.layers import snapshotter
 from nbcontainer.layers.apply import apply
 from nbcontainer.layers.snapshotter import Usage
 from nbcontainer.model import Digest
@@ -179,6 +180,21 @@ class SnapshotterSuite:
         assert not os.path.exists(dead.path)
         assert os.path.exists(living.fs)
         snapshots.abort(living)
+
+    def test_reaped_before_it_was_locked(self, snapshots: Snapshotter, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever reaps between the making of a directory and its lock costs the maker a second try, and no more."""
+        lock = snapshotter.HeldLock
+
+        def late(path: str) -> snapshotter.HeldLock:
+            monkeypatch.setattr(snapshotter, "HeldLock", lock)
+            held = lock(path)
+            os.rmdir(path)
+            return held
+
+        monkeypatch.setattr(snapshotter, "HeldLock", late)
+        active = snapshots.prepare(ONE, None)
+        assert os.path.isdir(active.fs)
+        snapshots.abort(active)
 
     def test_mounts_are_data(self, snapshots: Snapshotter, tmp_path_factory: pytest.TempPathFactory) -> None:
         """Writable with an upper, read-only without, and the snapshot itself is never what is written to."""

@@ -27,17 +27,24 @@ class NoRecord:
 
     id = ID
 
+    def __init__(self, ended_by: object = None) -> None:
+        self._ended_by = ended_by
+
+    def read(self, name: str) -> object:
+        """Tell what others wrote."""
+        return self._ended_by if name == "ended_by" else None
+
     def append(self, stream: str, data: bytes) -> None:
         """Keep nothing."""
 
 
-def placed() -> Placed:
+def placed(ended_by: object = None) -> Placed:
     """A container that was decided."""
     subject = Subject(
         name="tiny:latest", config=ImageConfig(platform=Platform("linux", "amd64")), chain=None, root=lambda _: ()
     )
     spec = ContainerSpec(id=ID, argv=("sh", "x"), root=())
-    return Placed(subject=subject, spec=spec, record=cast("Record", NoRecord()), started=0.0, kind=None)
+    return Placed(subject=subject, spec=spec, record=cast("Record", NoRecord(ended_by)), started=0.0, kind=None)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,35 @@ def test_result(outcome: dict[str, Any], code: int, reason: str, words: str) -> 
     assert (result.exit_code, result.reason) == (code, reason)
     assert words in result.detail
     assert result.ok == (code == 0 and reason == "exited")
+
+
+@pytest.mark.parametrize(
+    ("reason", "remains", "detail"),
+    [
+        ("interrupted", "unanswered", "interrupted before it was started; the launcher process does not answer"),
+        ("interrupted", "dying", "interrupted; its processes have been killed, but the kernel has not let go of"),
+        ("timeout", "unanswered", "time limit of 3 s reached before it was started"),
+    ],
+)
+def test_what_could_not_be_ended_is_not_said_to_be(reason: Any, remains: Any, detail: str) -> None:
+    """When an end is not seen, nothing is promised."""
+    outcome = Outcome(status=None, failure=None, reason=reason, steps=("SIGKILL",), remains=remains)
+    result = _result(placed(), outcome, b"", b"", limit=3)
+    assert result.detail.startswith(detail)
+    assert "every process" not in result.detail
+
+
+def test_end_from_elsewhere_is_told() -> None:
+    """What is noted in the record becomes the reason, unless the person or the time limit ended it."""
+    noted = placed(ended_by={"verb": "stop", "signals": [15, 9]})
+    lost = _result(noted, Outcome(status=None, failure=None, reason="lost"), b"", b"")
+    assert (lost.reason, lost.exit_code) == ("stopped", 137)
+    assert lost.detail == "stopped by `%container stop` (SIGTERM, SIGKILL)"
+    assert not lost.ok
+    itself = _result(noted, Outcome(status=0, failure=None, reason="exited"), b"", b"")
+    assert (itself.reason, itself.exit_code, itself.ok) == ("stopped", 0, False)
+    pressed = _result(noted, Outcome(status=2, failure=None, reason="interrupted", steps=("SIGINT",)), b"", b"")
+    assert pressed.reason == "interrupted"
 
 
 def test_start_failure_while_interrupted() -> None:
@@ -117,6 +153,22 @@ def test_store_is_no_volume(tmp_path: Path, where: str) -> None:
     source = {"below": store / "containers", "same": store, "above": tmp_path, "link": tmp_path / "link"}[where]
     with pytest.raises(InvalidOption, match="hand this machine"):
         resolved_volumes(RunOptions(volumes=(BindMount(source=str(source), target="/x"),)), str(store))
+
+
+def test_home_folder_as_a_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home folder with the store in it is refused with the ways out, and free once the store lies elsewhere."""
+    (tmp_path / "home/share/store").mkdir(parents=True)
+    (tmp_path / "home/runtime").mkdir()
+    options = RunOptions(volumes=(BindMount(source=str(tmp_path / "home"), target="/x"),))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "runtime"))
+    with pytest.raises(InvalidOption, match=r"store \(.*share/store\); mount a subfolder .* NBCONTAINER_ROOT"):
+        resolved_volumes(options, str(tmp_path / "home/share/store"))
+    resolved_volumes(options, str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "home/runtime"))
+    with pytest.raises(InvalidOption, match=r"mount a subfolder that you need$"):
+        resolved_volumes(options, str(tmp_path / "home/share/store"))
+    with pytest.raises(InvalidOption, match="keys of your notebooks"):
+        resolved_volumes(options, str(tmp_path / "elsewhere"))
 
 
 def test_neighbour_of_the_store_is_a_volume(tmp_path: Path) -> None:

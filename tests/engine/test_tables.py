@@ -19,6 +19,7 @@ from nbcontainer.engine.tables import (
     size_text,
     span_text,
 )
+from nbcontainer.engine.views import ImageSummary
 from nbcontainer.errors import NbcontainerError
 from nbcontainer.testing.engine import RecordingEngine
 
@@ -116,6 +117,33 @@ def test_running_and_ended_containers():
     text = str(container_table([running, killed], everything=True))
     assert "Up 2 minutes" in text
     assert "Exited (137) 2 hours ago, timeout 10 s" in text
+
+
+def test_host_has_dashes_where_an_image_has_more():
+    """The embedded image has no tag, id, age or size: a dash says so, and programs get the empty value."""
+    host = ImageSummary(
+        reference="host", id=None, digest=None, platform="linux/amd64", created=None, pulled=None, size=0,
+        compressed_size=0,
+    )  # fmt: skip
+    assert str(image_table([host], digests=True)).splitlines()[1].split() == ["host", "-", "-", "-", "-", "-"]
+    assert image_table([host]).records()[0] == {"image": "host", "tag": "", "image_id": "", "created": None, "size": 0}
+    assert str(image_table([host], quiet=True)) == "host"
+
+
+def test_cells_are_shown_by_their_first_line():
+    """A cell is told by its text, shortened and harmless, and not by the name of the file it is given in."""
+    cell = RecordingEngine.container(command=("/bin/sh", "/dev/cell"), title="pip install \x1b[31mnumpy pandas")
+    assert "pip install \\x1b[31…" in str(container_table([cell]))
+    assert "pip install \\x1b[31mnumpy pandas" in str(container_table([cell], full=True))
+    assert "/dev/cell" not in str(container_table([cell], full=True))
+    assert container_table([cell]).records()[0]["command"] == ("/bin/sh", "/dev/cell")
+
+
+def test_restarted_containers_are_up_since_their_latest_start():
+    """Not since they were made."""
+    now = time.time()
+    again = RecordingEngine.container(state="running", created=now - 7200, started=now - 120)
+    assert "Up 2 minutes" in str(container_table([again]))
 
 
 def test_data_frame_or_a_clear_error():

@@ -20,14 +20,14 @@ from nbcontainer.engine.command_line import (
     usage,
     verb_help,
 )
-from nbcontainer.engine.door import network_hint, owner_hint
+from nbcontainer.engine.door import network_hint, owner_hint, worded
 from nbcontainer.engine.verbs import RUN, VERBS, dispatch, find_verb, overview, reference_markdown, run_request
 from nbcontainer.errors import ImageNotFound, InvalidOption
 from nbcontainer.model import BindMount, RunOptions, ignore
 from nbcontainer.testing.engine import RecordingEngine
 
 if TYPE_CHECKING:
-    from nbcontainer.engine.door import Door, RunRequest
+    from nbcontainer.engine.door import Door, TypedRun
 
 ISSUE_VERBS = [
     "pull",
@@ -38,6 +38,10 @@ ISSUE_VERBS = [
     "history",
     "run",
     "ps",
+    "stop",
+    "kill",
+    "wait",
+    "rename",
     "rm",
     "logs",
     "cp",
@@ -64,7 +68,7 @@ class FakeSession:
         self.engine = engine
         self.door: Door = "notebook"
         self.verbs = VERBS
-        self.requests: list[RunRequest] = []
+        self.requests: list[TypedRun] = []
         self.written: list[tuple[str, bytes]] = []
 
     def pulling(self, image: str, *, quiet: bool) -> Any:
@@ -72,7 +76,7 @@ class FakeSession:
         self.pulled = (image, quiet)
         return contextlib.nullcontext(ignore)
 
-    def execute(self, request: RunRequest) -> object:
+    def execute(self, request: TypedRun) -> object:
         """Remember a request."""
         self.requests.append(request)
         return "ran"
@@ -92,7 +96,7 @@ def session(engine: RecordingEngine) -> FakeSession:
     return FakeSession(engine)
 
 
-def run_options(line: str, door: Door = "notebook") -> RunRequest:
+def run_options(line: str, door: Door = "notebook") -> TypedRun:
     return run_request(parse(RUN, shlex.split(line), door=door))
 
 
@@ -370,6 +374,10 @@ def test_no_word_asks_for_the_status(session, engine):
         ("ps -a", "containers", "Exited (0)"),
         ("ls -aq", "containers", "c0ffee000000"),
         ("rm -f work", "remove_container", "work"),
+        ("stop -t 2 work", "stop", "work"),
+        ("kill -s HUP work", "kill", "work"),
+        ("wait work", "wait", "0"),
+        ("rename work analysis", "rename", "work is now analysis"),
         ("df", "disk_usage", "17 MB (14 %)"),
         ("info", "info", "/nowhere"),
         ("doctor", "doctor", "tier: recording"),
@@ -397,6 +405,21 @@ def test_force_and_options_arrive(session, engine):
     assert engine.last("remove_image") == {"image": "debian", "force": True}
     dispatch(session, ["pull", "--platform", "arm64", "debian"])
     assert engine.last("pull")["platform"] == "linux/arm64"
+
+
+def test_signals_and_graces_arrive(session, engine):
+    """A signal by name or number, a grace in seconds or none at all; the engine's own default when nothing is said."""
+    for line, method, arguments in (
+        ("kill work", "kill", {"number": 9}),
+        ("kill --signal usr1 work", "kill", {"number": 10}),
+        ("stop work", "stop", {"grace": None}),
+        ("stop -t 1m30s work", "stop", {"grace": 90}),
+        ("stop --time 0 work", "stop", {"grace": 0}),
+    ):
+        dispatch(session, shlex.split(line))
+        assert engine.last(method) == {"container": "work", **arguments}
+    with pytest.raises(InvalidOption, match="did you mean SIGKILL"):
+        dispatch(session, ["kill", "-s", "KIL", "work"])
 
 
 def test_run_is_the_doors_business(session):
@@ -437,6 +460,19 @@ def test_recording_engine_has_the_engines_signatures():
     names = [name for name, value in vars(Engine).items() if callable(value) and not name.startswith("_")]
     for name in names:
         assert inspect.signature(getattr(RecordingEngine, name)) == inspect.signature(getattr(Engine, name)), name
+
+
+def test_words_of_a_door() -> None:
+    """Sentences are written as a notebook has them, and shown in a terminal as that has them."""
+    text = "no container 'x'; `%container ps -a` lists those that are here (%container df)"
+    assert worded(text, "notebook") == text
+    assert (
+        worded(text, "terminal") == "no container 'x'; `nbcontainer ps -a` lists those that are here (nbcontainer df)"
+    )
+    assert worded("NBCONTAINER_ROOT or %config ContainerMagics.root", "terminal") == "NBCONTAINER_ROOT"
+    assert worded("begin it with %%container IMAGE, 100%container", "terminal").endswith(
+        "%%container IMAGE, 100%container"
+    )
 
 
 def test_owner_hint() -> None:

@@ -188,6 +188,37 @@ def test_shared_layers_are_fetched_once(registry: InProcessRegistry, puller: Pul
     assert len(registry.asked("/blobs/")) - before == 2  # config and the third layer
 
 
+def test_half_unpacked_layers_are_taken_away(
+    registry: InProcessRegistry, puller: Puller, library: Library, tmp_path: Path
+) -> None:
+    """What a killed pull left goes with the next one; what another process is unpacking at this moment stays."""
+    registry.add_image("x", "latest", layers=LAYERS)
+    dead, living = (library.snapshots.prepare(Digest.of(text), None) for text in (b"dead", b"living"))
+    Path(dead.fs, "half").write_bytes(b"x" * 1000)
+    dead.lock.release()  # what the kernel does when a process dies
+    puller.pull(Reference.parse(registry.reference("x")), AMD64, ignore)
+    assert not os.path.exists(dead.path)
+    assert os.path.exists(living.fs)
+    library.snapshots.abort(living)
+
+
+def test_removal_of_half_unpacked_layers_may_fail(
+    registry: InProcessRegistry, puller: Puller, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull goes on when the leftovers cannot be removed yet: whoever wrote them may still be dying."""
+
+    def busy(path: str) -> None:
+        raise OSError(39, "Directory not empty", path)
+
+    registry.add_image("x", "latest", layers=LAYERS)
+    dead = library.snapshots.prepare(Digest.of(b"dead"), None)
+    dead.lock.release()
+    with monkeypatch.context() as patch:
+        patch.setattr(library.snapshots, "_remove_tree", busy)
+        puller.pull(Reference.parse(registry.reference("x")), AMD64, ignore)
+    assert library.snapshots.reap() == 1
+
+
 def test_moved_tag(registry: InProcessRegistry, puller: Puller, library: Library) -> None:
     """A name means the new image once that is complete, and the old one until then."""
     registry.add_image("x", "latest", layers=LAYERS[:1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.integration.tiers import AT_REST, Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Set as AbstractSet
 
     from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Driver, Tier
@@ -55,6 +57,7 @@ def test_killed_while_running(tier: Tier) -> None:
 
 def test_killed_with_named_container(tier: Tier) -> None:
     """A named container stays after a kill -9, with what it wrote, and `ps` tells the truth before and after."""
+    known = deserted_cgroups()
     with tier.spawn() as driver:
         start(driver, name="work")
         (row,) = [each for each in tier.driver.call("containers") if each.name == "work"]
@@ -69,16 +72,16 @@ def test_killed_with_named_container(tier: Tier) -> None:
         tier.run("true", name="work")
     tier.driver.call("remove_container", "work")
     assert tier.driver.call("containers", everything=True) == ()
-    sweep(tier)
+    sweep(tier, known)
 
 
-def sweep(tier: Tier) -> None:
+def sweep(tier: Tier, known: AbstractSet[str] = frozenset()) -> None:
     """Let a new engine take away what the killed one's could not: its cgroup, its containers' directories."""
 
     def clean() -> bool:
         with tier.spawn() as driver:
             assert driver.run("true").ok
-        return not deserted_cgroups()
+        return not deserted_cgroups() - known  # other sessions of the machine have theirs
 
     wait_until(clean, what="a new engine sweeps the killed one's cgroup, once its launcher has ended")
 
@@ -96,11 +99,13 @@ def test_killed_while_pulling(tier: Tier, registry: InProcessRegistry) -> None:
             wait_until(lambda: none_lives(below), what="every process is gone")
     finally:
         registry.faults.piece_delay = 0
+    active = [path for path, _, _ in os.walk(os.path.join(root, "snapshots")) if os.path.basename(path) == "active"]
+    assert [len(os.listdir(path)) for path in active] == [1]
     with tier.spawn(root=root) as driver:
         assert all(each.reference == "host" for each in driver.call("images"))
         assert driver.run("echo", "on").stdout == "on\n"
         assert any("range" in request.headers for request in registry.asked("/blobs/"))
-        active = [path for path, _, _ in os.walk(os.path.join(root, "snapshots")) if os.path.basename(path) == "active"]
+        assert [os.listdir(path) for path in active] == [[]], "the next pull takes away what was half unpacked"
         driver.call("remove_image", tier.image)
         assert [os.listdir(path) for path in active] == [[] for _ in active]
 
@@ -115,6 +120,8 @@ def _sizes(root: str) -> list[int]:
 
 def test_killed_launcher(tier: Tier) -> None:
     """When the launcher is killed a running cell ends with a clear word, and the next one has a new launcher."""
+    known = deserted_cgroups()
+    before = set(tier.containers())
     with tier.spawn() as driver:
         assert driver.run("true").ok
         launcher = driver.look()["launcher"]
@@ -126,13 +133,60 @@ def test_killed_launcher(tier: Tier) -> None:
         assert result["exit_code"] == 125
         assert "vanished without an exit code" in result["detail"]
         wait_until(lambda: none_lives(below), what="every process is gone")
+        assert set(tier.containers()) <= before, "the launcher's janitor died too, so the engine sweeps"
+        assert deserted_cgroups() <= known
         assert driver.run("echo", "on").stdout == "on\n"
         assert driver.look()["launcher"] != launcher
-    sweep(tier)
+    sweep(tier, known)
+
+
+def test_stopped_launcher(tier: Tier) -> None:
+    """A launcher that does not answer (SIGSTOP) cannot hold a notebook: an interrupt ends the wait, truthfully.
+
+    When it goes on, the request that waited for it makes no container that lives.
+    """
+    with tier.spawn() as driver:
+        assert driver.run("true").ok
+        wait_until(lambda: len(driver.processes()) == AT_REST)
+        before = set(tier.containers())
+        launcher = driver.look()["launcher"]
+        os.kill(launcher, signal.SIGSTOP)
+        try:
+            driver.begin_run(script="echo started; sleep 1000")
+            time.sleep(0.3)
+            driver.interrupt()
+            result = driver.finish(within=15)
+        finally:
+            os.kill(launcher, signal.SIGCONT)
+        assert (result["reason"], result["exit_code"]) == ("interrupted", 130)
+        assert result["detail"] == "interrupted before it was started; the launcher process does not answer"
+        assert driver.run("echo", "on").stdout == "on\n"
+        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: set(tier.containers()) <= before, what="its directory is gone")
+
+
+@pytest.mark.parametrize("killed", ["at once", "while it waits"])
+def test_launcher_dies_before_it_answers(tier: Tier, killed: str) -> None:
+    """A request to a launcher that dies before it has taken it ends; the next one has a new launcher."""
+    known = deserted_cgroups()
+    with tier.spawn() as driver:
+        assert driver.run("true").ok
+        launcher = driver.look()["launcher"]
+        os.kill(launcher, signal.SIGSTOP)
+        driver.begin_run("echo", "on")
+        time.sleep(0.3)
+        if killed == "while it waits":
+            driver.interrupt()
+        os.kill(launcher, signal.SIGKILL)
+        result = driver.finish(within=15)
+        assert result["reason"] == ("interrupted" if killed == "while it waits" else "lost")
+        assert driver.run("echo", "on").stdout == "on\n"
+    sweep(tier, known)
 
 
 def test_killed_idle_launcher(tier: Tier) -> None:
     """A launcher that died while nobody looked is replaced without a word."""
+    known = deserted_cgroups()
     with tier.spawn() as driver:
         assert driver.run("true").ok
         for _ in range(3):
@@ -141,7 +195,7 @@ def test_killed_idle_launcher(tier: Tier) -> None:
             wait_until(lambda pid=launcher: none_lives([pid]))  # type: ignore[misc]
             assert driver.run("echo", "on").stdout == "on\n"
         wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
-    sweep(tier)
+    sweep(tier, known)
 
 
 def test_killed_first_process(tier: Tier) -> None:
@@ -195,5 +249,5 @@ def test_remove_running_by_force(tier: Tier) -> None:
         with pytest.raises(Raised, match="busy is running"):
             tier.driver.call("remove_container", "busy")
         tier.driver.call("remove_container", "busy", force=True)
-        assert driver.finish()["reason"] == "lost"
+        assert driver.finish()["reason"] == "stopped"
         assert tier.driver.call("containers", everything=True) == ()

@@ -192,6 +192,21 @@ def test_line_run_shows_output_and_no_repr(notebook):
     assert notebook.engine.last("run")["argv"] == ("echo", "ho")
 
 
+@pytest.mark.parametrize(
+    ("cell", "kept"),
+    [
+        ("%container run debian true", False),
+        ("1\n  %container run debian true", False),
+        ("r = %container run debian true\nr", True),
+        ("r = %container run debian true\n%container ps\nr", True),
+        ("get_ipython().run_line_magic('container', 'run debian true')", True),
+    ],
+)
+def test_plain_line_leaves_no_empty_prompt_in_a_terminal(notebook, cell, kept):
+    """Terminal IPython writes ``Out[n]:`` before it asks how to show a value, so a plain line has none."""
+    assert isinstance(notebook.run(cell).value, RunResult) == kept
+
+
 def test_option_after_the_image_gets_a_hint(notebook):
     """``%%container debian -q`` cannot find a command called -q: say why."""
     error = ContainerStartError("debian: -q: not found", exit_code=127)

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +44,18 @@ def test_one_entry_can_be_removed(tmp_path: Path) -> None:
             with pytest.raises(InvalidOption):
                 remove.serve({"name": name}, fds)
     assert set(listing(tmp_path / "fs")) == {"c"}
+
+
+def test_two_remove_the_same(tmp_path: Path) -> None:
+    """A launcher's janitor and an engine's sweep may meet: together they remove it, and neither fails."""
+    for number in range(20):
+        for inner in range(20):
+            (tmp_path / f"fs/top/{number}/{inner}").mkdir(parents=True)
+            (tmp_path / f"fs/top/{number}/{inner}/file").touch()
+    with opened(tmp_path / "fs") as fds, ThreadPoolExecutor(4) as workers:
+        calls = [workers.submit(remove.serve, {"name": "top"}, fds) for _ in range(4)]
+        assert all(call.result()["removed"] >= 0 for call in calls)
+    assert listing(tmp_path / "fs") == {}
 
 
 def test_locked_directories_go_too(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from nbcontainer.registry import (
     RequestsTransport,
     TransferCancelled,
 )
-from nbcontainer.registry.transport import read_capped
+from nbcontainer.registry.transport import _translated, read_capped
 from nbcontainer.testing.registry import InProcessRegistry
 
 
@@ -124,12 +124,22 @@ def test_read_capped_stops(transport, registry):
     assert read_capped(get(transport, url), 100_000) == b"x" * 100_000
 
 
+@pytest.mark.parametrize(
+    ("url", "transient"),
+    [("https://registry.example/v2/", True), ("http://localhost:5000/v2/", False), ("http://[::1]:5000/v2/", False)],
+)
+def test_refusals_pass_by_themselves_elsewhere_only(url, transient):
+    """A registry that is being restarted comes back; a closed port of this machine stays closed while one waits."""
+    problem = _translated(ConnectionRefusedError(111, "Connection refused"), url, 3.0)
+    assert (problem.kind, problem.transient) == ("refused", transient)
+
+
 def test_connection_refused(transport, listener):
-    """A closed port: told, worth another try, with the system's own error as cause."""
+    """A closed port of this machine: told, not worth another try, with the system's own error as cause."""
     port = listener.getsockname()[1]
     listener.close()
     problem = failure(transport, f"http://127.0.0.1:{port}/v2/")
-    assert (problem.kind, problem.transient) == ("refused", True)
+    assert (problem.kind, problem.transient) == ("refused", False)
     assert f"127.0.0.1:{port}" in str(problem)
     assert isinstance(problem.__cause__, ConnectionRefusedError)
 

@@ -1,0 +1,213 @@
+"""Verbs on containers that are there already, whichever notebook of this user runs them.
+
+A container belongs to the engine that supervises it: that one holds its record's lock, and nobody else can talk to
+its first process. What everybody can do is send signals. The record says which process to send them to, and
+`nbcontainer._linux.identity` makes sure that it still is that one. ``SIGKILL`` goes to PID 1, with which the kernel
+ends every process of the container; other signals go to the command, which is PID 1's first child. A paused
+container is let go on before it is ended: what is frozen cannot be killed (cgroups v1), and cannot tidy up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import select
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from nbcontainer._linux import identity
+from nbcontainer.engine.ending import EndingVerb, Note
+from nbcontainer.errors import Conflict, ContainerError, ContainerNotFound, InvalidOption, UnsupportedHost
+from nbcontainer.runtime import freezer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nbcontainer.engine.records import ContainerRecords, Stored
+    from nbcontainer.engine.views import ContainerSummary
+
+__all__ = ["DEFAULT_GRACE", "Lifecycle", "process_fields", "signal_number"]
+
+DEFAULT_GRACE = 10.0
+"""Seconds between the stop signal and the end of everything, as docker has it."""
+_STARTING = 5.0
+_LETTING_GO = 10.0
+_REAL_TIME = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:([+-])(\d+))?", re.ASCII)
+
+
+def signal_number(text: str) -> int:
+    """``TERM``, ``SIGTERM``, ``term``, ``15`` or ``RTMIN+3`` as a number; raise `InvalidOption`."""
+    name = text.strip().upper()
+    if name.isascii() and name.isdigit() and 1 <= int(name) <= signal.SIGRTMAX:
+        return int(name)
+    if real_time := _REAL_TIME.fullmatch(name):
+        base, sign, offset = real_time.groups()
+        first = int(signal.SIGRTMIN if base == "MIN" else signal.SIGRTMAX)
+        number = first + int(f"{sign or '+'}{offset or 0}")
+        if signal.SIGRTMIN <= number <= signal.SIGRTMAX:
+            return number
+    known = {each.name: each.value for each in signal.Signals}
+    number = known.get(name, known.get(f"SIG{name}", 0))
+    if number:
+        return number
+    close = difflib.get_close_matches(f"SIG{name.removeprefix('SIG')}", known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "; write a name such as TERM, or a number"
+    raise InvalidOption(f"there is no signal {text!r}{hint}")
+
+
+def process_fields(pid: int) -> dict[str, int]:
+    """What a record must say of a container's first process, so that nobody else is ever taken for it.
+
+    Empty when that has ended already. The caller holds its pidfd.
+    """
+    try:
+        started = identity.start_time(pid)
+    except (ProcessLookupError, PermissionError):
+        return {}
+    return {"pid": pid, "start_time": started, "pid_namespace": identity.own_pid_namespace()}
+
+
+class Lifecycle:
+    """What can be done to the containers of one store."""
+
+    def __init__(self, records: ContainerRecords) -> None:
+        self._records = records
+
+    def kill(self, container: str, number: int) -> ContainerSummary:
+        """Send a signal to the command, or with SIGKILL end every process; waits for the end in that case."""
+        stored = self._running(container)
+        with self._first_process(stored) as (pid, pidfd):
+            self._records.amend(stored, ended_by=Note(verb="kill", signals=(number,)).as_field())
+            if number == signal.SIGKILL:
+                freezer.thaw(pid)
+                identity.send_signal(pidfd, number)
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    _to_command(pid, pidfd, number, group=False)
+        return (self._released(stored) if number == signal.SIGKILL else stored).summary()
+
+    def stop(self, container: str, grace: float | None = None, *, verb: EndingVerb = "stop") -> ContainerSummary:
+        """End a container: its stop signal, a grace, then the end of every process. One that has ended is let be."""
+        stored = self._records.find(container)
+        if not stored.locked:
+            return stored.summary()
+        patience = _number(stored.fields.get("stop_timeout"), DEFAULT_GRACE) if grace is None else grace
+        number = _stop_signal(stored)
+        with self._first_process(stored) as (pid, pidfd):
+            freezer.thaw(pid)
+            if patience > 0:
+                self._records.amend(stored, ended_by=Note(verb=verb, signals=(number,)).as_field())
+                with contextlib.suppress(ProcessLookupError):
+                    _to_command(pid, pidfd, number, group=True)
+            if patience <= 0 or not _wait_end(pidfd, patience):
+                sent = (number, int(signal.SIGKILL)) if patience > 0 else (int(signal.SIGKILL),)
+                with contextlib.suppress(ContainerNotFound):
+                    self._records.amend(stored, ended_by=Note(verb=verb, signals=sent).as_field())
+                identity.send_signal(pidfd, signal.SIGKILL)
+        return self._released(stored).summary()
+
+    def end(self, stored: Stored, *, verb: EndingVerb) -> Stored:
+        """End a running container at once and wait until its notebook has let go of it."""
+        with self._first_process(stored) as (pid, pidfd):
+            self._records.amend(stored, ended_by=Note(verb=verb, signals=(int(signal.SIGKILL),)).as_field())
+            freezer.thaw(pid)
+            identity.send_signal(pidfd, signal.SIGKILL)
+        return self._released(stored)
+
+    def wait(self, container: str) -> ContainerSummary:
+        """Wait for a container's end; raise `ContainerError` when nobody saw how it ended."""
+        stored = self._records.find(container)
+        released = self._records.await_release(stored) if stored.locked else stored
+        assert released is not None
+        summary = released.summary()
+        if summary.exit_code is None:
+            raise ContainerError(f"container {container} has no exit code: {summary.reason or 'it never started'}")
+        return summary
+
+    def rename(self, container: str, name: str) -> ContainerSummary:
+        """Give a container, running or not, another name."""
+        stored = self._records.find(container)
+        self._records.rename(stored, name)
+        return self._records.find(name).summary()
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _running(self, container: str) -> Stored:
+        stored = self._records.find(container)
+        if not stored.locked:
+            raise Conflict(f"container {container} is not running; `%container ps -a` says how it ended")
+        return stored
+
+    @contextlib.contextmanager
+    def _first_process(self, stored: Stored) -> Iterator[tuple[int, int]]:
+        """PID 1 of a running container: its pid as we see it, and a verified pidfd."""
+        fields = self._with_process(stored)
+        pid, started, namespace = (_number(fields.get(name)) for name in ("pid", "start_time", "pid_namespace"))
+        if namespace != identity.own_pid_namespace():
+            raise UnsupportedHost(
+                f"container {stored.id[:12]} runs where its processes cannot be seen from here (another container of "
+                "this machine); stop it there"
+            )
+        try:
+            pidfd = identity.open_process(int(pid), int(started))
+        except ProcessLookupError as problem:
+            if self._records.await_release(stored, within=_LETTING_GO) is None:
+                raise Conflict(
+                    f"container {stored.id[:12]} has ended, but its notebook has not noticed; interrupt its cell"
+                ) from problem
+            raise Conflict(f"container {stored.id[:12]} has just ended by itself") from problem
+        try:
+            yield int(pid), pidfd
+        finally:
+            os.close(pidfd)
+
+    def _with_process(self, stored: Stored) -> dict[str, Any]:
+        """The record's fields once it names a process: a container has none in the moment before its start."""
+        deadline = time.monotonic() + _STARTING
+        current: Stored | None = stored
+        while current is not None and current.locked:
+            if current.fields.get("pid") is not None:
+                return current.fields
+            if time.monotonic() > deadline:
+                raise Conflict(f"container {stored.id[:12]} has been starting for some time; try again")
+            time.sleep(0.01)
+            current = next((each for each in self._records.walk() if each.id == stored.id), None)
+        raise Conflict(f"container {stored.id[:12]} has just ended by itself")
+
+    def _released(self, stored: Stored) -> Stored:
+        try:
+            released = self._records.await_release(stored, within=_LETTING_GO)
+        except ContainerNotFound:  # thrown away, files and all
+            return stored
+        if released is None:
+            raise Conflict(f"container {stored.id[:12]} was ended, but its notebook has not let go of it; try again")
+        return released
+
+
+def _to_command(pid: int, pidfd: int, number: int, *, group: bool) -> None:
+    """Send a signal to the command of the container whose PID 1 this is."""
+    command = identity.open_child(pid, pidfd)
+    try:
+        identity.send_signal(command, number, group=group)
+    finally:
+        os.close(command)
+
+
+def _wait_end(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _stop_signal(stored: Stored) -> int:
+    """What the image or the person chose; SIGTERM when that is no signal we know."""
+    with contextlib.suppress(InvalidOption):
+        return signal_number(str(stored.fields.get("stop_signal") or "TERM"))
+    return int(signal.SIGTERM)
+
+
+def _number(value: object, default: float = 0) -> float:
+    return value if isinstance(value, (int, float)) else default
