@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from nbcontainer.errors import InvalidImage
 from nbcontainer.layers.diff import differences, write_layer
 from tests.layers.layer_tars import Member, folder, hard, link, listing, member, opened, tar, unpack
 from tests.layers.test_layer_property import acceptable
@@ -84,13 +85,23 @@ def test_layer_made_of_a_layer_gives_the_same_tree(below: list[Member], above: l
         whiteouts = [each for each in above if ".wh." in each[0].name]
         kept = acceptable([each for each in above if ".wh." not in each[0].name])
         usable = [each for each in whiteouts if not _lies_below_a_file(each[0].name, kept)]
-        unpack(tar(*usable, *kept), upper, [lower])
+        _unpack_or_reject(tar(*usable, *kept), upper, lower)
         data, packer = layer_of(upper, lower)
         unpack(data, again, [lower])
         base = listing(lower, times=True)
         assert merged(base, again) == merged(base, upper)
         assert packer.left_out == 0
         assert layer_of(again, lower)[0] == data
+
+
+def _unpack_or_reject(layer: bytes, upper: Path, lower: Path) -> None:
+    """Unpack a layer, or have another one made when a link that leads to itself is in the way, which is refused."""
+    try:
+        unpack(layer, upper, [lower])
+    except InvalidImage as problem:
+        if "symlinks; refused" not in str(problem):
+            raise
+        reject()
 
 
 def _lies_below_a_file(name: str, kept: list[Member]) -> bool:
@@ -107,7 +118,7 @@ def test_differences_are_those_of_the_trees(below: list[Member], above: list[Mem
     with tempfile.TemporaryDirectory() as directory:
         lower, upper = Path(directory, "lower"), Path(directory, "upper")
         unpack(tar(*acceptable(below)), lower)
-        unpack(tar(*acceptable([each for each in above if ".wh." not in each[0].name])), upper, [lower])
+        _unpack_or_reject(tar(*acceptable([each for each in above if ".wh." not in each[0].name])), upper, lower)
         before = listing(lower, times=True)
         after = merged(before, upper)
         found = {line[3:]: line[0] for line in changes_of(upper, lower)}
