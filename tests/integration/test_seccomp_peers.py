@@ -78,6 +78,11 @@ def ours(peers_folder: Path, registry: InProcessRegistry) -> Iterator[Answers]:
         yield json.loads(engine.run(registry.reference("tiny"), list(TRY_ALL), check=True).stdout)
 
 
+def _told(answer: str) -> str:
+    """What an answer says of the filter: a call that crashes its caller (vfork) was let through, by whichever signal."""
+    return "crashed" if answer in {"ended -6", "ended -7", "ended -11"} else answer
+
+
 def test_every_call_answers_alike(dockers: Answers, ours: Answers) -> None:
     """All calls of x86_64, x32 and i386 do; but for those younger than Docker's libseccomp, which ours has by number.
 
@@ -89,7 +94,7 @@ def test_every_call_answers_alike(dockers: Answers, ours: Answers) -> None:
         f"{table} {number}": (ours[table][number], dockers[table][number])
         for table in dockers
         for number in dockers[table]
-        if ours[table][number] != dockers[table][number] and int(number) not in range(oldest_unknown, 467)
+        if _told(ours[table][number]) != _told(dockers[table][number]) and int(number) not in range(oldest_unknown, 467)
     }
     assert differing == {}
     assert ours["x86_64"]["165"] == ours["i386"]["21"] == "EPERM"  # mount
