@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from nbcontainer.engine.settings import Settings
     from nbcontainer.errors import ContainerExit, NbcontainerError
     from nbcontainer.ipython.extension import load_ipython_extension, unload_ipython_extension
-    from nbcontainer.model import BindMount, Reference, RunOptions, RunResult
+    from nbcontainer.model import BindMount, ExecOptions, Reference, RunOptions, RunResult
 
 __all__ = [
     "BindMount",
     "ContainerExit",
     "Engine",
+    "ExecOptions",
     "NbcontainerError",
     "Reference",
     "RunOptions",
@@ -38,6 +39,7 @@ _HOMES = {
     "BindMount": "nbcontainer.model",
     "ContainerExit": "nbcontainer.errors",
     "Engine": "nbcontainer.engine.engine",
+    "ExecOptions": "nbcontainer.model",
     "NbcontainerError": "nbcontainer.errors",
     "Reference": "nbcontainer.model",
     "RunOptions": "nbcontainer.model",

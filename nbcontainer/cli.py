@@ -1,8 +1,9 @@
 """The terminal's door: ``nbcontainer VERB …``, made from the same table of verbs as the magics.
 
-``run`` is transparent: bytes in, bytes out, and the command's own exit code, so that it works in pipes and scripts.
-Exit codes are docker's: 125 when the container could not be set up, 126 and 127 when its command could not be
-started, 128 + n after signal n; 130 after Ctrl-C, 2 for a line that cannot be read, 1 for any other failure.
+``run``, ``exec`` and ``start`` are transparent: bytes in, bytes out, and the command's own exit code, so that they work
+in pipes and scripts. Exit codes are docker's: 125 when the container could not be set up, 126 and 127 when its command
+could not be started, 128 + n after signal n; 130 after Ctrl-C, 2 for a line that cannot be read, 1 for any other
+failure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from nbcontainer.engine.command_line import Option, Verb, read_choice
-from nbcontainer.engine.door import TypedRun, hints, worded
+from nbcontainer.engine.door import TypedExec, TypedRun, hints, worded
 from nbcontainer.engine.tables import Message, Report, Shown, Table
 from nbcontainer.engine.verbs import VERBS, dispatch, overview
 from nbcontainer.errors import ContainerExit, ContainerStartError, InvalidOption, NbcontainerError
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator, Sequence
 
-    from nbcontainer.engine.door import Door, Session
+    from nbcontainer.engine.door import Door, Session, Typed
     from nbcontainer.engine.engine import Engine
     from nbcontainer.model import Event, Listener
 
 __all__ = ["TERMINAL_VERBS", "TerminalSession", "main"]
 
 _INTERRUPTED = 130
+_RUNNING = (["run"], ["exec"], ["start"], ["restart"])
 _BROKEN_PIPE = 141
 _TAIL = 64 * 1024
 
@@ -59,7 +61,7 @@ def _carry_out(session: TerminalSession, line: list[str]) -> int:
         return 2
     except NbcontainerError as problem:
         _complain(str(problem))
-        return _failure_code(problem, running=line[:1] == ["run"])
+        return _failure_code(problem, running=line[:1] in _RUNNING)
     except KeyboardInterrupt:
         _complain("interrupted")
         return _INTERRUPTED
@@ -101,6 +103,10 @@ def _failure_code(problem: NbcontainerError, *, running: bool) -> int:
 def _complain(text: str) -> None:
     sys.stderr.write(f"nbcontainer: {worded(text, 'terminal')}\n")
     sys.stderr.flush()
+
+
+def _subject(request: Typed) -> str:
+    return request.image if isinstance(request, TypedRun) else request.container
 
 
 def _worded_event(event: Event) -> Event:
@@ -171,22 +177,35 @@ class TerminalSession:
         raw.write(data)
         raw.flush()
 
-    def execute(self, request: TypedRun) -> object:
+    def execute(self, request: Typed) -> object:
         """Run the command between this process's own standard input and outputs."""
-        with self.pulling(request.image, quiet=request.quiet) as listener:
-            result = self.engine.run(
-                request.image,
-                request.command,
-                options=request.options,
-                stdin=sys.stdin.buffer if request.interactive else None,
-                output=self.output,
-                listener=listener,
+        stdin = sys.stdin.buffer if request.interactive else None
+        found: tuple[str, ...] = ()
+        if isinstance(request, TypedRun):
+            with self.pulling(request.image, quiet=request.quiet) as listener:
+                result = self.engine.run(
+                    request.image,
+                    request.command,
+                    options=request.options,
+                    stdin=stdin,
+                    output=self.output,
+                    listener=listener,
+                )
+            found = hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network)
+        elif isinstance(request, TypedExec):
+            result = self.engine.exec(
+                request.container, request.command, options=request.options, stdin=stdin, output=self.output
             )
-        found = hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network)
+        elif request.restart:
+            result = self.engine.restart(
+                request.container, grace=request.grace, timeout=request.timeout, stdin=stdin, output=self.output
+            )
+        else:
+            result = self.engine.start(request.container, timeout=request.timeout, stdin=stdin, output=self.output)
         for hint in (*result.notes, *found):
             _complain(f"hint: {hint}")
         if result.reason != "exited":
-            _complain(f"{request.image}: {result.detail or result.reason}")
+            _complain(f"{_subject(request)}: {result.detail or result.reason}")
         return result
 
 

@@ -46,6 +46,24 @@ def test_standard_input_is_passed_only_when_asked(nbcontainer, engine, monkeypat
     assert engine.last("run")["stdin"] is stdin.buffer
 
 
+def test_exec_and_start_are_transparent_too(nbcontainer, engine, monkeypatch, capfdbinary):
+    """The same bytes and codes for a command in a running container and for one that is started again."""
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    engine.scripts = [
+        Script(output=(("stdout", b"\xff"),), exit_code=9),
+        Script(exit_code=4),
+        Script(exit_code=143, reason="stopped", detail="stopped by `%container stop`"),
+    ]
+    assert nbcontainer("exec", "-i", "work", "cat", "-u") == 9
+    assert capfdbinary.readouterr().out == b"\xff"
+    assert (engine.last("exec")["argv"], engine.last("exec")["stdin"]) == (("cat", "-u"), stdin.buffer)
+    assert nbcontainer("start", "work") == 4
+    assert nbcontainer("restart", "-t", "0", "work") == 143
+    assert b"work: stopped by `nbcontainer stop`" in capfdbinary.readouterr().err
+    assert nbcontainer("exec", "gone", "true") == 125
+
+
 ENDS = [
     (Script(exit_code=137, reason="signalled", detail="killed by signal 9"), 137, "debian: killed by signal 9"),
     (Script(exit_code=143, reason="timeout", detail="timeout 10 s"), 143, "debian: timeout 10 s"),

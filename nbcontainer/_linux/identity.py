@@ -15,16 +15,44 @@ import signal
 
 from nbcontainer._linux.processes import pidfd_open
 
-__all__ = ["first_child", "has_ended", "open_child", "open_process", "own_pid_namespace", "send_signal", "start_time"]
+__all__ = [
+    "first_child",
+    "has_ended",
+    "is_ending",
+    "open_child",
+    "open_process",
+    "own_pid_namespace",
+    "parent_of",
+    "pid_of",
+    "send_signal",
+    "start_time",
+]
 
 _START_TIME = 19  # the 22nd field of stat(5), counted from the state
 _PARENT = 1
+_FLAGS = 6
+_EXITING = 0x4  # PF_EXITING
 _PROCESS_GROUP = 1 << 2  # PIDFD_SIGNAL_PROCESS_GROUP, Linux 6.9
 
 
 def start_time(pid: int) -> int:
     """When the process began, in clock ticks since the machine's start; raise `ProcessLookupError`."""
     return int(_stat(pid)[_START_TIME])
+
+
+def parent_of(pid: int) -> int:
+    """The pid of a process's parent; raise `ProcessLookupError`."""
+    return int(_stat(pid)[_PARENT])
+
+
+def pid_of(pidfd: int) -> int:
+    """The pid, as we count, of the process behind a pidfd; raise `ProcessLookupError` when it is over and collected."""
+    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
+        fields = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+    pid = int(fields.get("Pid", "-1"))
+    if pid <= 0:
+        raise ProcessLookupError(errno.ESRCH, "the process is over")
+    return pid
 
 
 def _stat(pid: int) -> list[str]:
@@ -78,7 +106,7 @@ def open_child(parent: int, parent_pidfd: int) -> int:
         with contextlib.suppress(ProcessLookupError):
             pidfd = _pidfd(child)
             try:
-                if int(_stat(child)[_PARENT]) == parent and not has_ended(pidfd) and not has_ended(parent_pidfd):
+                if parent_of(child) == parent and not has_ended(pidfd) and not has_ended(parent_pidfd):
                     return pidfd
             except BaseException:
                 os.close(pidfd)
@@ -118,6 +146,14 @@ def has_ended(pidfd: int) -> bool:
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process is on its way out, or gone: a first process takes all others along before it is over."""
+    try:
+        return bool(int(_stat(pid)[_FLAGS]) & _EXITING)
+    except ProcessLookupError:
+        return True
 
 
 def send_signal(pidfd: int, number: int, *, group: bool = False) -> bool:

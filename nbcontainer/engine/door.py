@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from nbcontainer.model import RunOptions
+from nbcontainer.model import ExecOptions, RunOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from nbcontainer.engine.engine import Engine
     from nbcontainer.model import Listener, NetworkMode
 
-__all__ = ["Door", "Session", "TypedRun", "hints", "network_hint", "owner_hint", "worded"]
+__all__ = [
+    "Door",
+    "Session",
+    "Typed",
+    "TypedExec",
+    "TypedRun",
+    "TypedStart",
+    "hints",
+    "network_hint",
+    "owner_hint",
+    "worded",
+]
 
 Door = Literal["notebook", "terminal"]
 
@@ -47,6 +58,38 @@ class TypedRun:
     interactive: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedExec:
+    """An ``exec`` as typed; the fields of both are those of `TypedRun`."""
+
+    container: str
+    command: tuple[str, ...] = ()
+    options: ExecOptions = field(default_factory=ExecOptions)
+    shell: tuple[str, ...] = ()
+    out: str = ""
+    err: str = ""
+    raise_error: bool = True
+    expand: bool = False
+    interactive: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedStart:
+    """A ``start`` or ``restart`` as typed: `grace` is for the one that runs, `timeout` for the one that is started."""
+
+    container: str
+    restart: bool = False
+    grace: float | None = None
+    timeout: float | None = None
+    out: str = ""
+    err: str = ""
+    raise_error: bool = True
+    interactive: bool = False
+
+
+Typed = TypedRun | TypedExec | TypedStart
+
+
 class Session(Protocol):
     """What a verb's handler may ask of the door it was called through."""
 
@@ -65,7 +108,7 @@ class Session(Protocol):
     def pulling(self, image: str, *, quiet: bool) -> AbstractContextManager[Listener]:
         """Show a pull of `image` while the block runs; with `quiet`, or when nothing is pulled, show nothing."""
 
-    def execute(self, request: TypedRun) -> object:
+    def execute(self, request: Typed) -> object:
         """Run a command with the door's input and output; answer what the door shows or exits with."""
 
     def output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:

@@ -19,10 +19,12 @@ import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer.engine import files, host_image, resources
+from nbcontainer.engine.attending import OutputSink
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage
+from nbcontainer.engine.executing import ExecRequest, execute
 from nbcontainer.engine.lifecycle import Lifecycle
-from nbcontainer.engine.running import OutputSink, RunRequest, Subject, carry_out, place
+from nbcontainer.engine.running import Placed, RunRequest, Subject, carry_out, place, place_again
 from nbcontainer.engine.session import Session
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.views import (
@@ -54,6 +56,7 @@ from nbcontainer.errors import (
 from nbcontainer.images.library import unix_time
 from nbcontainer.model import (
     Digest,
+    ExecOptions,
     Limits,
     Listener,
     Platform,
@@ -215,11 +218,86 @@ class Engine:
         with lock_store(self.settings.root, shared=True):
             subject = self._subject(image, options, listener)
             placed = place(session, request, subject)
+        return self._carried_out(session, request, placed, check=check)
+
+    def _carried_out(self, session: Session, request: RunRequest, placed: Placed, *, check: bool) -> RunResult:
         try:
             return carry_out(session, request, placed, grace=self.settings.interrupt_grace, check=check)
         except BaseException:
             placed.abandon()
             raise
+
+    def start(
+        self,
+        container: str,
+        *,
+        timeout: float | None = None,
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run a kept container that has ended once more, in the files it left, and wait for its end.
+
+        Command, script, options and environment are those of its first start; volumes and devices are checked anew.
+        The rest is as for `run`. Raises `Conflict` when it runs already.
+        """
+        session = self._connect()
+        with lock_store(self.settings.root, shared=True):
+            stored = self._records.find(container)
+            if stored.locked:
+                raise Conflict(
+                    f"container {container} is running already; `%container restart {container}` ends it first"
+                )
+            request, placed = place_again(session, stored, timeout=timeout, stdin=stdin, output=output)
+        return self._carried_out(session, request, placed, check=check)
+
+    def restart(
+        self,
+        container: str,
+        *,
+        grace: float | None = None,
+        timeout: float | None = None,
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """End a kept container if it runs, in whichever notebook, as `stop` does; then `start` it here."""
+        stored = self._records.find(container)
+        if not stored.fields.get("keep"):
+            raise Conflict(f"container {container} is thrown away when it ends; give it a --name to start it again")
+        self._lifecycle.stop(stored.id, grace, verb="restart")
+        return self.start(stored.id, timeout=timeout, stdin=stdin, output=output, check=check)
+
+    def exec(
+        self,
+        container: str,
+        argv: Sequence[str] = (),
+        *,
+        options: ExecOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        """Run a command, or a script, in a running container of any notebook of this user, and wait for its end.
+
+        It has the container's user, environment, rights and limits unless `options` say otherwise; `script`, `shell`,
+        `stdin`, `output` and `check` are those of `run`. Ctrl-C ends the command and what it started. Raises `Conflict`
+        when the container does not run or is paused, `ContainerStartError` when the command cannot be started.
+        """
+        if script is not None and argv:
+            raise InvalidOption("give either a command or a script to run, not both")
+        request = ExecRequest(
+            container=container,
+            argv=tuple(argv),
+            options=options or ExecOptions(),
+            script=script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script,
+            shell=tuple(shell),
+            stdin=stdin,
+            output=output,
+        )
+        return execute(self._connect(), self._lifecycle, request, grace=self.settings.interrupt_grace, check=check)
 
     def containers(self, *, everything: bool = False) -> tuple[ContainerSummary, ...]:
         """Running containers, or with `everything` also those that have ended; newest first."""
@@ -355,7 +433,9 @@ class Engine:
         """What running containers use, of every notebook of this user; all of them, or those named."""
         if containers:
             return resources.usage([self._records.find(name) for name in containers])
-        return resources.usage([each for each in self._records.walk() if each.locked and "pid" in each.fields])
+        return resources.usage(
+            [each for each in self._records.walk() if each.locked and each.fields.get("pid") is not None]
+        )
 
     def top(self, container: str) -> tuple[ContainerProcess, ...]:
         """The processes of a running container, without its PID 1."""

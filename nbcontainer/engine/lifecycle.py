@@ -22,6 +22,7 @@ from nbcontainer._linux import identity
 from nbcontainer.engine.ending import EndingVerb, Note
 from nbcontainer.errors import Conflict, ContainerError, ContainerNotFound, InvalidOption, UnsupportedHost
 from nbcontainer.runtime import freezer
+from nbcontainer.runtime.driver import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +134,29 @@ class Lifecycle:
         self._records.rename(stored, name)
         return self._records.find(name).summary()
 
+    @contextlib.contextmanager
+    def command_of(self, container: str) -> Iterator[tuple[Stored, Process, int]]:
+        """The command of a running container, and the pid of its PID 1: what it takes to join it.
+
+        Raises `Conflict` for a container that does not run, is paused, or does not get ready in time.
+        """
+        stored = self._running(container)
+        with self._first_process(stored) as (pid, pidfd):
+            if freezer.is_paused(pid):
+                raise Conflict(f"container {container} is paused; `%container unpause {container}` lets it go on")
+            try:
+                command = identity.open_child(pid, pidfd)
+            except ProcessLookupError as problem:
+                raise Conflict(f"container {container} has just ended by itself") from problem
+            try:
+                number = identity.pid_of(command)
+                _await_root(container, number)
+                yield stored, Process(pid=number, pidfd=command, launcher=identity.parent_of(pid)), pid
+            except ProcessLookupError as problem:
+                raise Conflict(f"container {container} has just ended by itself") from problem
+            finally:
+                os.close(command)
+
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _running(self, container: str) -> Stored:
@@ -185,6 +209,24 @@ class Lifecycle:
         if released is None:
             raise Conflict(f"container {stored.id[:12]} was ended, but its notebook has not let go of it; try again")
         return released
+
+
+def _await_root(container: str, pid: int) -> None:
+    """Wait until a container's command has its own root: until then, who joins it sees the machine's files."""
+    here = os.stat("/")
+    deadline = time.monotonic() + _STARTING
+    while True:
+        try:
+            there = os.stat(f"/proc/{pid}/root/")
+        except FileNotFoundError as problem:
+            raise ProcessLookupError from problem
+        except OSError:  # it may close itself to us; whoever joins looks again
+            return
+        if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+            return
+        if time.monotonic() > deadline:
+            raise Conflict(f"container {container} has been starting for some time; try again")
+        time.sleep(0.005)
 
 
 def _to_command(pid: int, pidfd: int, number: int, *, group: bool) -> None:

@@ -32,10 +32,13 @@ __all__ = ["ContainerRecords", "Record"]
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _RECORD = "record.json"
 _OUTPUT = "output.jsonl"
+_SCRIPT = "cell"
 _ABANDONED_AFTER = 3600.0
 _LONGEST_PAUSE = 0.05
-_LONGEST_RECORD = 1 << 20
+_LONGEST_RECORD = 16 << 20
+_BUSY = 0.5
 _OUTPUT_LIMIT = 64 * 1024 * 1024
+_OF_ONE_RUN = ("pid", "start_time", "pid_namespace", "started", "finished", "exit_code", "reason", "ended_by")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class Stored:
         """As `ps` shows it."""
         fields = self.fields
         finished, code = fields.get("finished"), fields.get("exit_code")
-        reason = str(fields.get("reason", ""))
+        reason = str(fields.get("reason") or "")
         state: Literal["running", "exited", "dead"] = "running" if self.locked else "exited"
         if not self.locked and finished is None:
             state, reason = "dead", "its notebook ended without saying how"
@@ -117,7 +120,14 @@ class Record:
             if self._output < 0:
                 flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
                 self._output = os.open(os.path.join(self.directory, _OUTPUT), flags, 0o600)
+                self._written = os.fstat(self._output).st_size
             self._written += os.write(self._output, json.dumps(line).encode() + b"\n")
+
+    def keep_script(self, script: bytes) -> None:
+        """Keep the text of the cell, for the next start."""
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+        with open(os.open(os.path.join(self.directory, _SCRIPT), flags, 0o600), "wb") as file:
+            file.write(script)
 
     @property
     def held(self) -> bool:
@@ -195,6 +205,22 @@ class ContainerRecords:
             os.close(fd)
             raise
         return fd
+
+    def reopen(self, stored: Stored) -> Record:
+        """Take hold of a container that has ended, to start it again; raise `Conflict` when somebody else has it."""
+        path = os.path.join(stored.directory, _RECORD)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as problem:
+            raise ContainerNotFound(f"container {stored.id[:12]} is gone") from problem
+        try:
+            if not _lock_soon(fd):
+                raise Conflict(f"container {stored.id[:12]} is in use; try again")  # noqa: TRY301 - the fd is closed below
+            fields = _merge(fd, stored.fields, dict.fromkeys(_OF_ONE_RUN))
+        except BaseException:
+            os.close(fd)
+            raise
+        return Record(stored.directory, fd, fields)
 
     def walk(self) -> Iterator[Stored]:
         """Every record, in no order; directories without one are left out (they are being made or removed)."""
@@ -276,6 +302,14 @@ class ContainerRecords:
             raise ContainerNotFound(f"no container {text!r}; `%container ps -a` lists those that are here")
         return matching[0]
 
+    def script(self, stored: Stored) -> bytes | None:
+        """The text of the cell that a kept container runs, if it runs one."""
+        try:
+            with open(os.path.join(stored.directory, _SCRIPT), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
     def output(self, stored: Stored) -> tuple[LogLine, ...]:
         """What a kept container wrote, in order."""
         lines: list[LogLine] = []
@@ -290,11 +324,21 @@ class ContainerRecords:
         return tuple(lines)
 
 
-def _try_lock(fd: int) -> bool:
+def _try_lock(fd: int, kind: int = fcntl.LOCK_SH) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def _lock_soon(fd: int) -> bool:
+    """Lock a record alone; those who only look at it hold it for a moment."""
+    deadline = time.monotonic() + _BUSY
+    while not _try_lock(fd, fcntl.LOCK_EX):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
     return True
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shlex
 import signal
 from argparse import Namespace
 from datetime import datetime, timezone
@@ -27,11 +26,20 @@ from nbcontainer.engine.command_line import (
     parse,
     read_bind_mount,
     read_choice,
-    read_duration,
-    read_environment,
     read_platform,
     usage,
     verb_help,
+)
+from nbcontainer.engine.command_verbs import (
+    CELL_OPTIONS,
+    COMMAND_VERBS,
+    ENVIRONMENT,
+    EXEC,
+    GRACE,
+    TERMINAL_OPTIONS,
+    TIMEOUT,
+    USER,
+    WORKING_DIRECTORY,
 )
 from nbcontainer.engine.door import TypedRun
 from nbcontainer.engine.file_verbs import FILE_VERBS
@@ -48,7 +56,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.door import Door, Session
     from nbcontainer.engine.views import ContainerSummary, ImageSummary
 
-__all__ = ["RUN", "VERBS", "dispatch", "find_verb", "overview", "reference_markdown", "run_request"]
+__all__ = ["CELL_VERBS", "RUN", "VERBS", "dispatch", "find_verb", "overview", "reference_markdown", "run_request"]
 
 
 def dispatch(
@@ -253,20 +261,6 @@ def _read_tail(text: str) -> int | None:
     return int(text)
 
 
-def _read_grace(text: str) -> float:
-    return 0.0 if re.fullmatch(r"0+(?:\.0*)?s?", text.strip(), re.ASCII) else read_duration(text)
-
-
-def _read_shell(text: str) -> tuple[str, ...]:
-    try:
-        words = tuple(shlex.split(text))
-    except ValueError as problem:
-        raise InvalidOption(f"shell {text!r} cannot be split into words: {problem}") from problem
-    if not words:
-        raise InvalidOption("--shell needs a program, for example --shell python3")
-    return words
-
-
 # Options, most of them used by several verbs
 
 _QUIET_PULL = Option(flags=("-q", "--quiet"), help="do not show the pull")
@@ -281,13 +275,6 @@ _QUIET_IDS = Option(flags=("-q", "--quiet"), help="show only ids")
 _IMAGE = Positional(name="IMAGE", help="an image name, for example debian or ghcr.io/org/tool:1.2", completes="image")
 _CONTAINERS = Positional(name="CONTAINER", help="a name or an id", count="some", completes="container")
 _RUNNING = Positional(name="CONTAINER", help="a name or an id", count="some", completes="running")
-_GRACE = Option(
-    flags=("-t", "--time", "--timeout"),
-    metavar="TIME",
-    help="how long to wait before everything is ended: seconds, or 1m30s; 10 is the default, 0 does not wait",
-    read=_read_grace,
-)
-_NO_TERMINAL = "a cell has no terminal to type into; put the commands into the cell, under %%container IMAGE"
 
 RUN = Verb(
     name="run",
@@ -313,13 +300,7 @@ RUN = Verb(
             read=read_choice("container name", r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", "analysis-1"),
         ),
         Option(flags=("--rm",), help="remove the container afterwards even if it has a name"),
-        Option(
-            flags=("-e", "--env"),
-            metavar="NAME[=VALUE]",
-            many=True,
-            help="set a variable; without a value, take the one it has here",
-            read=read_environment,
-        ),
+        ENVIRONMENT,
         Option(
             flags=("-v", "--volume"),
             metavar="HOST:CONTAINER[:ro]",
@@ -327,18 +308,8 @@ RUN = Verb(
             help="show a folder or file of this machine in the container; the host side may start with ~ or .",
             read=read_bind_mount,
         ),
-        Option(
-            flags=("-w", "--workdir"),
-            metavar="FOLDER",
-            help="start in this folder of the container",
-            read=read_choice("working folder", r"/[^\0\n]*", "/data"),
-        ),
-        Option(
-            flags=("-u", "--user"),
-            metavar="USER[:GROUP]",
-            help="run as this user of the container: a name or a number",
-            read=read_choice("user", r"[^\s:]+(?::[^\s:]+)?", "1000:1000 or nobody"),
-        ),
+        WORKING_DIRECTORY,
+        USER,
         Option(
             flags=("--hostname",),
             metavar="NAME",
@@ -364,51 +335,12 @@ RUN = Verb(
             help="when to ask the registry; missing is the default",
         ),
         _PLATFORM,
-        Option(
-            flags=("--timeout",),
-            metavar="TIME",
-            help="end every process after this time: seconds, or 1m30s",
-            read=read_duration,
-        ),
+        TIMEOUT,
         *LIMIT_OPTIONS,
         *SANDBOX_OPTIONS,
-        Option(
-            flags=("-s", "--shell"),
-            metavar="PROGRAM",
-            door="notebook",
-            help="what runs the cell's text, for example python3; sh when neither this nor a #! line is given",
-            read=_read_shell,
-            completes="shell",
-        ),
-        Option(
-            flags=("--out",),
-            metavar="VARIABLE",
-            door="notebook",
-            help="put standard output into this variable instead of showing it",
-            read=read_choice("variable", r"[^\W\d]\w*", "result"),
-        ),
-        Option(
-            flags=("--err",),
-            metavar="VARIABLE",
-            door="notebook",
-            help="the same for standard error",
-            read=read_choice("variable", r"[^\W\d]\w*", "errors"),
-        ),
-        Option(
-            flags=("--no-raise-error",),
-            door="notebook",
-            help="go on when the command fails; its code is in _exit_code",
-        ),
-        Option(
-            flags=("--expand",),
-            door="notebook",
-            help="replace {{name}} in the cell's text and in COMMAND by the variable, as it is",
-        ),
-        Option(flags=("-i", "--interactive"), door="terminal", help="pass standard input to the command"),
+        *CELL_OPTIONS,
+        *TERMINAL_OPTIONS,
         _QUIET_PULL,
-        Option(flags=("-i", "--interactive"), door="notebook", refusal=_NO_TERMINAL),
-        Option(flags=("-t", "--tty"), door="notebook", refusal=_NO_TERMINAL),
-        Option(flags=("-t", "--tty"), door="terminal", refusal="terminals are not there yet; -i passes standard input"),
         Option(flags=("-d", "--detach"), refusal="containers that run on behind are not there yet"),
         Option(
             flags=("-p", "--publish"), metavar="PORTS", refusal="publishing ports is not there yet; try --network host"
@@ -425,6 +357,7 @@ RUN = Verb(
 
 VERBS: tuple[Verb, ...] = (
     RUN,
+    *COMMAND_VERBS,
     Verb(
         name="pull",
         summary="Fetch an image from its registry",
@@ -504,7 +437,7 @@ VERBS: tuple[Verb, ...] = (
         ),
         handler=_stop,
         positionals=(_RUNNING,),
-        options=(_GRACE,),
+        options=(GRACE,),
         examples=("stop work", "stop -t 2 work"),
     ),
     Verb(
@@ -603,6 +536,9 @@ VERBS: tuple[Verb, ...] = (
     ),
 )
 
+CELL_VERBS: tuple[Verb, ...] = (RUN, EXEC)
+"""The verbs that may stand on the first line of a cell; without one, RUN is meant."""
+
 
 # Help and reference
 
@@ -614,6 +550,7 @@ def overview(door: Door, table: Sequence[Verb]) -> str:
     cell = (
         "  %%container [OPTIONS] IMAGE                     run the cell below it in a fresh container\n"
         "  %%container [OPTIONS] IMAGE COMMAND [ARG…]      give the cell to COMMAND as its input\n"
+        "  %%container exec [OPTIONS] CONTAINER            run the cell in a container that runs already\n"
         if door == "notebook"
         else ""
     )

@@ -71,11 +71,12 @@ else:  # IPython before 8.6 has no such matchers: no completion there
 
 def completions(rest: str, *, cell: bool) -> tuple[str, list[str]]:
     """The fragment before the cursor and the words that begin with it; `rest` is the line after the magic's name."""
-    from nbcontainer.engine.verbs import RUN, VERBS, find_verb
+    from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, find_verb
 
     *before, fragment = re.split(r"\s+", rest.lstrip()) or [""]
     if cell:
-        return fragment, _starting(fragment, _after_verb(RUN, [word for word in before if word != "run"], fragment))
+        named = next((verb for verb in CELL_VERBS if before[:1] == [verb.name]), None)
+        return fragment, _starting(fragment, _after_verb(named or RUN, before[1:] if named else before, fragment))
     if not before:
         return fragment, _starting(fragment, [verb.name for verb in VERBS])
     return fragment, _starting(fragment, _after_verb(find_verb(before[0], VERBS, "notebook"), before[1:], fragment))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import ChainMap
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from nbcontainer.engine.door import TypedRun, hints
+from nbcontainer.engine.door import Typed, TypedExec, TypedRun, TypedStart, hints
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.tables import Shown
-from nbcontainer.engine.verbs import RUN, VERBS, dispatch
+from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, dispatch
 from nbcontainer.errors import ContainerInterrupted, ContainerStartError, InvalidOption, NbcontainerError
 from nbcontainer.ipython.arguments import expand_body, expander, join_continued, split_line
 from nbcontainer.ipython.display import Interrupted, LineResult, stands_alone
@@ -21,7 +22,7 @@ from nbcontainer.ipython.streams import OutputWriter
 from nbcontainer.widgets.progress import PullProgress, choose_display
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from nbcontainer.engine.command_line import Verb
@@ -44,12 +45,12 @@ def run_magic(magics: ContainerMagics, line: str, cell: str | None, local_ns: Ma
         words = split_line(line)
         session = NotebookSession(magics, cell, namespace)
         if cell is not None:
-            words = ["run", *_cell_words(words)]
+            words = _cell_words(words)
         answer = dispatch(
             session,
             words,
             substitute=expander(namespace),
-            default_image=magics.default_image if cell is not None else "",
+            default_image=magics.default_image if cell is not None and words[0] == RUN.name else "",
         )
     except InvalidOption as problem:
         raise UsageError(str(problem)) from None
@@ -61,12 +62,12 @@ def run_magic(magics: ContainerMagics, line: str, cell: str | None, local_ns: Ma
 
 
 def _cell_words(words: list[str]) -> list[str]:
-    """The words of a cell's line; ``%%container run IMAGE`` is taken as meant, other verbs have no cell."""
-    if words[:1] == ["run"]:
-        return words[1:]
-    if words and any(words[0] in {verb.name, *verb.aliases} for verb in VERBS if verb is not RUN):
+    """The words of a cell's line with their verb: the first one if it is a verb that has a cell, else ``run``."""
+    if words and words[0] in {verb.name for verb in CELL_VERBS}:
+        return words
+    if words and any(words[0] in {verb.name, *verb.aliases} for verb in VERBS):
         raise InvalidOption(f"{words[0]!r} is a line verb and takes no cell; write %container {words[0]} with one %")
-    return words
+    return [RUN.name, *words]
 
 
 def settings_of(magics: ContainerMagics) -> Settings:
@@ -122,20 +123,31 @@ class NotebookSession:
         """Show a piece of a kept log."""
         getattr(sys, stream).write(data.decode(errors="replace"))
 
-    def execute(self, request: TypedRun) -> object:
+    def execute(self, request: Typed) -> object:
         """Run the cell or the line: stream its output, fill the variables asked for, raise when it failed."""
-        image, command, script, stdin = self._input(request)
         captured: list[Stream] = []
         if request.out:
             captured.append("stdout")
         if request.err:
             captured.append("stderr")
         writer = OutputWriter(limit=self._magics.output_limit, captured=captured)
+        if isinstance(request, TypedRun):
+            return self._ran(request, writer)
+        with self._shown(request, writer):
+            if isinstance(request, TypedExec):
+                return self._answer(self._joined(request, writer))
+            return self._answer(self._started(request, writer))
+
+    def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
+        command, script, stdin = self._input(request, request.image, f"%container run {request.image}")
         network: Any = request.options.network or self._magics.network
         try:
-            with self.pulling(image, quiet=request.quiet) as listener:
+            with (
+                self._shown(request, writer, image=request.image, network=network),
+                self.pulling(request.image, quiet=request.quiet) as listener,
+            ):
                 result = self.engine.run(
-                    image,
+                    request.image,
                     command,
                     options=replace(request.options, network=network),
                     script=script,
@@ -147,12 +159,38 @@ class NotebookSession:
                 )
         except ContainerStartError as problem:
             raise _with_order_hint(problem, command) from None
-        finally:
-            self._after(request, writer, network)
         return self._answer(result)
 
-    def _input(self, request: TypedRun) -> tuple[str, tuple[str, ...], str | None, bytes | None]:
-        """Image, command, script and standard input: the cell is one of the last two, or there is none."""
+    def _joined(self, request: TypedExec, writer: OutputWriter) -> RunResult:
+        line = f"%container exec {request.container} COMMAND"
+        command, script, stdin = self._input(request, request.container, line)
+        try:
+            return self.engine.exec(
+                request.container,
+                command,
+                options=request.options,
+                script=script,
+                shell=request.shell,
+                stdin=stdin,
+                output=writer.write,
+                check=request.raise_error,
+            )
+        except ContainerStartError as problem:
+            raise _with_order_hint(problem, command) from None
+
+    def _started(self, request: TypedStart, writer: OutputWriter) -> RunResult:
+        asked: dict[str, Any] = {"timeout": request.timeout, "output": writer.write, "check": request.raise_error}
+        if request.restart:
+            return self.engine.restart(request.container, grace=request.grace, **asked)
+        return self.engine.start(request.container, **asked)
+
+    def _input(
+        self, request: TypedRun | TypedExec, where: str, line: str
+    ) -> tuple[tuple[str, ...], str | None, bytes | None]:
+        """Command, script and standard input: the cell is one of the last two, or there is none.
+
+        `where` it runs and the `line` without a cell are for the message about an empty one.
+        """
         cell, command = self._cell, request.command
         if request.expand:
             command = tuple(expand_body(word, self._namespace) for word in command)
@@ -160,23 +198,26 @@ class NotebookSession:
         if request.shell and (cell is None or command):
             raise InvalidOption("--shell says what runs a cell's text; a line, or a cell with a COMMAND, has none")
         if cell is None:
-            return request.image, command, None, None
+            return command, None, None
         if command:
-            return request.image, command, None, cell.encode()
+            return command, None, cell.encode()
         if not cell.strip():
-            line = f"%container run {request.image}"
-            raise InvalidOption(f"the cell is empty; to run the image's own command write {line}")
-        return request.image, (), cell, None
+            raise InvalidOption(f"the cell is empty; to run a command in {where} without a cell write {line}")
+        return (), cell, None
 
-    def _after(self, request: TypedRun, writer: OutputWriter, network: Any) -> None:
-        """Whatever happened: show what is left, fill the variables, and hint at a missing network."""
-        writer.close()
-        if request.out:
-            self._shell.user_ns[request.out] = writer.text("stdout")
-        if request.err:
-            self._shell.user_ns[request.err] = writer.text("stderr")
-        for hint in hints(request.image, writer.stderr_tail, network):
-            sys.stderr.write(f"hint: {hint}\n")
+    @contextlib.contextmanager
+    def _shown(self, request: Typed, writer: OutputWriter, *, image: str = "", network: Any = "host") -> Iterator[None]:
+        """Whatever happens in the block: show what is left, fill the variables, and hint at a missing network."""
+        try:
+            yield
+        finally:
+            writer.close()
+            if request.out:
+                self._shell.user_ns[request.out] = writer.text("stdout")
+            if request.err:
+                self._shell.user_ns[request.err] = writer.text("stderr")
+            for hint in hints(image, writer.stderr_tail, network):
+                sys.stderr.write(f"hint: {hint}\n")
 
     def _answer(self, result: RunResult) -> object:
         self._shell.user_ns["_exit_code"] = result.exit_code

@@ -13,6 +13,7 @@ __all__ = [
     "ContainerId",
     "ContainerSpec",
     "Device",
+    "ExecOptions",
     "ExitReason",
     "Limits",
     "Mount",
@@ -180,6 +181,21 @@ class RunOptions:
     no_new_privileges: bool = True
     stop_signal: str = ""
     stop_timeout: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecOptions:
+    """What a person may ask of a command in a running container; empty means as the container has it.
+
+    `environment` is added to the container's own, `timeout` is in seconds. A `detached` command is not waited for and
+    writes to nobody.
+    """
+
+    environment: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    timeout: float | None = None
+    detached: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

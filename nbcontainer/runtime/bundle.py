@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.model import BindMount, ImageConfig, RunOptions, TmpfsMount
 
-__all__ = ["bundle", "command_line", "interpreter"]
+__all__ = ["bundle", "command_line", "interpreter", "merged_environment"]
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _LONGEST_NAME = 4095
@@ -54,7 +54,7 @@ def bundle(
     directory = options.working_directory or config.working_directory or "/"
     if not directory.startswith("/"):
         directory = f"/{directory}" if not options.working_directory else _refuse_relative(directory)
-    environment = list(_environment(config.environment, options.environment))
+    environment = list(merged_environment(config.environment, options.environment))
     files: tuple[tuple[str, str], ...] = ()
     if single_id:
         environment.append(f"APT_CONFIG={_APT_CONFIG}")
@@ -126,7 +126,8 @@ def interpreter(script: bytes, shell: Sequence[str]) -> tuple[str, ...]:
     return tuple(shell) or ("/bin/sh",)
 
 
-def _environment(image: Sequence[str], asked: Sequence[str]) -> Sequence[str]:
+def merged_environment(image: Sequence[str], asked: Sequence[str]) -> Sequence[str]:
+    """Both, the later entry of a name winning; raise `InvalidOption` for what is not ``NAME=VALUE``."""
     merged: dict[str, str] = {}
     for entry in (*image, *asked):
         name, equals, value = entry.partition("=")

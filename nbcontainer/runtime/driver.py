@@ -18,10 +18,11 @@ from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_nu
 from nbcontainer.runtime.devices import device_nodes
 from nbcontainer.runtime.groups import make_group
 from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
-from nbcontainer.runtime.protocol import Expect, Room, Run
+from nbcontainer.runtime.protocol import Expect, Room, Run, Visit
 from nbcontainer.runtime.rootfs import operations, root_operations
 from nbcontainer.runtime.seccomp import compiled_profile, filter_for
 from nbcontainer.runtime.ulimits import resource_limits
+from nbcontainer.runtime.visiting import Visitors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +31,19 @@ if TYPE_CHECKING:
     from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.rootfs import Stage
 
-__all__ = ["NativeRuntime", "Runtime"]
+__all__ = ["NativeRuntime", "Process", "Runtime"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A container's command as another process sees it; `launcher` is the pid of what started its PID 1.
+
+    The pidfd stays its owner's to close.
+    """
+
+    pid: int
+    pidfd: int
+    launcher: int
 
 
 class Runtime(Protocol):
@@ -46,6 +59,21 @@ class Runtime(Protocol):
         """These are likely to be started next, whatever their command; nobody will start in the folders `released`.
 
         Only a hint: a driver may prepare them, and must not fail because of it.
+        """
+
+    def visit(
+        self,
+        spec: ContainerSpec,
+        process: Process,
+        stdio: tuple[int, int, int],
+        *,
+        script_path: str = "",
+        detached: bool = False,
+    ) -> Connection:
+        """Have the command of `spec` join the running container of which `process` is the command.
+
+        Of `spec` only command, identity, rights and script count (put at `script_path`). A `detached` command goes on
+        when the connection is closed; any other ends then. Raises `Conflict` for a container that cannot be entered.
         """
 
     def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
@@ -84,6 +112,7 @@ class NativeRuntime:
         self._pids_limit = pids_limit
         self._launcher_made: Launcher | None = None
         self._making = threading.Lock()
+        self._visitors = Visitors(lambda: self._launcher.configuration)
 
     @property
     def _launcher(self) -> Launcher:
@@ -155,6 +184,22 @@ class NativeRuntime:
             for fd in (*outside, *entrances):
                 os.close(fd)
 
+    def visit(
+        self,
+        spec: ContainerSpec,
+        process: Process,
+        stdio: tuple[int, int, int],
+        *,
+        script_path: str = "",
+        detached: bool = False,
+    ) -> Connection:
+        """See `Runtime.visit`."""
+        room = self._own(_empty_room(spec), spec, cgroups=0)
+        script = (spec.script or b"").decode("utf-8", "surrogateescape")
+        request = Visit(room, list(spec.argv), list(spec.environment), script, script_path, detached)
+        ours = self._launcher if self.pid == process.launcher else None
+        return self._visitors.visit(request, (process.pid, process.pidfd), stdio, launcher=ours)
+
     def _own(self, room: Room, spec: ContainerSpec, *, cgroups: int) -> Room:
         """The room with what is its own: a filter that the launcher does not have yet, limits."""
         if spec.seccomp == "default" and set(spec.capabilities) == set(DEFAULT_CAPABILITIES):
@@ -222,14 +267,24 @@ class NativeRuntime:
 
     def close(self) -> None:
         """See `Runtime.close`."""
+        self._visitors.close()
         if self._launcher_made is not None:
             self._launcher_made.close()
 
 
 def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = (), device_nodes: int = -1) -> Room:
+    return dataclasses.replace(
+        _empty_room(spec),
+        operations=operations(spec, stage, outside_mounts=outside_mounts, device_nodes=device_nodes),
+        scratch=stage.locate(spec.scratch) if spec.scratch else "",
+    )
+
+
+def _empty_room(spec: ContainerSpec) -> Room:
+    """All of a room but its files."""
     return Room(
         id=spec.id,
-        operations=operations(spec, stage, outside_mounts=outside_mounts, device_nodes=device_nodes),
+        operations=[],
         working_directory=spec.working_directory,
         user=spec.user,
         hostname=spec.hostname,
@@ -239,7 +294,7 @@ def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = (
         capabilities=sorted(capability_numbers(spec.capabilities)),
         read_only_root=spec.read_only_root,
         script=spec.script is not None,
-        scratch=stage.locate(spec.scratch) if spec.scratch else "",
+        scratch="",
         generation=spec.generation,
         rlimits=resource_limits(spec.ulimits),
     )

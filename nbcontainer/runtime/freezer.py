@@ -13,6 +13,7 @@ import os
 import time
 
 from nbcontainer._linux.cgroups import Hierarchy, KernelFiles, controller_of, machine_hierarchies, membership
+from nbcontainer._linux.identity import parent_of
 from nbcontainer.errors import Conflict, UnsupportedHost
 from nbcontainer.runtime.cgroups import PREFIX
 from nbcontainer.runtime.groups import ours
@@ -78,9 +79,10 @@ def _folder(pid: int, hierarchy: Hierarchy) -> str:
 
 
 def _parent(pid: int) -> int:
-    with contextlib.suppress(ValueError, IndexError):
-        return int(_FILES.read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
-    return 0
+    try:
+        return parent_of(pid)
+    except (ProcessLookupError, PermissionError):
+        return 0
 
 
 def _uid(pid: int) -> int:

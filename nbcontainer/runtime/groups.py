@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from nbcontainer._linux.cgroups import CgroupFiles, Hierarchy
     from nbcontainer.model import ContainerId, Limits
 
-__all__ = ["Group", "Verdict", "change_limits", "group_of", "late_folders", "make_group"]
+__all__ = ["Group", "Verdict", "change_limits", "entrances_to", "group_of", "late_folders", "make_group"]
 
 _PATIENCE = 2.0
 _NO_LIMIT = 1 << 60
@@ -294,6 +294,26 @@ def group_of(pid: int, known: tuple[Hierarchy, ...], files: CgroupFiles | None =
             for controller in on_v2 or hierarchy.controllers:
                 group.add(controller, folder, hierarchy)
     return group
+
+
+def entrances_to(pid: int, known: tuple[Hierarchy, ...]) -> list[int]:
+    """A descriptor for each cgroup of this package in which a process is: the way for another to join it there.
+
+    The caller's to close. Raises `UnsupportedHost` for one that we may not send processes to.
+    """
+    fds: list[int] = []
+    try:
+        for folder in membership(pid, known).values():
+            if ours(folder):
+                fds.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+    except OSError as problem:
+        for fd in fds:
+            os.close(fd)
+        raise UnsupportedHost(
+            f"the container's cgroup {folder} cannot be joined ({problem.strerror}), and without it its limits would"
+            " not hold; see `%container doctor`"
+        ) from problem
+    return fds
 
 
 def ours(folder: str) -> str:

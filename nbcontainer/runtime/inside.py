@@ -10,6 +10,8 @@ import contextlib
 import os
 from dataclasses import dataclass
 
+from nbcontainer._linux.trees import descendants
+
 __all__ = ["Consumption", "Process", "consumption", "processes_of", "table_of"]
 
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -49,7 +51,7 @@ def processes_of(pid: int) -> list[int]:
 
     As a user we may not look at our PID 1 (it is closed to everybody), but at its descendants.
     """
-    below = _descendants(pid)
+    below = descendants(pid)
     for each in (pid, *sorted(below)):
         namespace = _namespace(each)
         if namespace:
@@ -63,19 +65,6 @@ def _namespace(pid: int) -> int:
     with contextlib.suppress(OSError):
         return os.stat(f"/proc/{pid}/ns/pid").st_ino
     return 0
-
-
-def _descendants(pid: int) -> set[int]:
-    """Everything below a process; orphans of a pid namespace are its PID 1's own children."""
-    found: set[int] = set()
-    waiting = [pid]
-    while waiting:
-        parent = waiting.pop()
-        with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
-            children = {int(word) for word in file.read().split()} - found
-            found |= children
-            waiting += children
-    return found
 
 
 def table_of(pid: int) -> tuple[Process, ...]:

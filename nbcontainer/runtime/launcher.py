@@ -41,6 +41,7 @@ from nbcontainer.runtime.protocol import (
     Started,
     Task,
     Unshared,
+    Visit,
     receive,
     send,
 )
@@ -53,8 +54,17 @@ if TYPE_CHECKING:
     from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.model import IdMap
     from nbcontainer.runtime.groups import Group
+    from nbcontainer.runtime.resources import Held
 
-__all__ = ["Connection", "Launcher", "LauncherSettings", "error_from", "shifted_clone", "write_id_map"]
+__all__ = [
+    "Connection",
+    "Launcher",
+    "LauncherSettings",
+    "child_environment",
+    "error_from",
+    "shifted_clone",
+    "write_id_map",
+]
 
 _START_TIMEOUT = 20.0
 _DYING = 2.0
@@ -75,11 +85,27 @@ class LauncherSettings:
     pids_limit: int = 4096
     modules: tuple[str, ...] = ()
 
+    def configuration(self, *, cgroup: str = "", freezer: str = "") -> Configure:
+        """The same for the process that is started, with the cgroups that it was given."""
+        return Configure(
+            store=self.store,
+            single_id=self.id_map.single,
+            privileged=self.id_map.method == "privileged",
+            pool_size=self.pool_size,
+            pool_idle=int(self.pool_idle * 1000),
+            filters={name: program.hex() for name, program in self.filters.items()},
+            capabilities=sorted(self.capabilities),
+            cgroup=cgroup,
+            pids_limit=self.pids_limit,
+            freezer=freezer,
+            modules=list(self.modules),
+        )
+
 
 class Connection:
     """The control socket of one container or task; `resources` is what a container holds beside its processes."""
 
-    def __init__(self, channel: socket.socket, resources: Resources | None = None) -> None:
+    def __init__(self, channel: socket.socket, resources: Held | None = None) -> None:
         self._channel = channel
         self.resources = resources
         self.pid: int | None = None
@@ -162,6 +188,11 @@ class Launcher:
         return self._process.pid if self._process else None
 
     @property
+    def configuration(self) -> Configure:
+        """What a process that does the same elsewhere has to know."""
+        return self._settings.configuration()
+
+    @property
     def stage(self) -> Stage:
         """What the launcher has attached; starts it when it is not running."""
         self._ensure()
@@ -181,6 +212,10 @@ class Launcher:
     ) -> Connection:
         """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's."""
         return self._request(request, (*stdio, *further), Resources(group, self._hierarchies, self._freezer))
+
+    def visit(self, request: Visit, fds: Sequence[int]) -> Connection:
+        """Have a command join a container of this launcher; the descriptors stay the caller's to close."""
+        return self._request(request, tuple(fds))
 
     @property
     def limits_processes(self) -> bool:
@@ -237,7 +272,9 @@ class Launcher:
         with self._lock:
             self._stop()
 
-    def _request(self, message: Run | Task, fds: tuple[int, ...], resources: Resources | None = None) -> Connection:
+    def _request(
+        self, message: Run | Task | Visit, fds: tuple[int, ...], resources: Resources | None = None
+    ) -> Connection:
         if len(fds) >= MOST_FDS:
             raise InvalidOption(f"{len(fds)} volumes or layers at once are more than the {MOST_FDS - 1} there can be")
         channel = self._ensure()
@@ -284,7 +321,7 @@ class Launcher:
                 stderr=complaints,
                 start_new_session=True,
                 cwd="/",
-                env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
+                env=child_environment(),
             )
             try:
                 self._introduce(ours)
@@ -302,33 +339,18 @@ class Launcher:
 
     def _introduce(self, channel: socket.socket) -> None:
         settings = self._settings
-        privileged = settings.id_map.method == "privileged"
         assert self._process is not None
         self._make_cgroups(str(self._process.pid))
         if self._cgroup:
             with open(os.path.join(self._cgroup, "cgroup.procs"), "w", encoding="ascii") as file:
                 file.write(str(self._process.pid))
-        send(
-            channel,
-            Configure(
-                store=settings.store,
-                single_id=settings.id_map.single,
-                privileged=privileged,
-                pool_size=settings.pool_size,
-                pool_idle=int(settings.pool_idle * 1000),
-                filters={name: program.hex() for name, program in settings.filters.items()},
-                capabilities=sorted(settings.capabilities),
-                cgroup=self._cgroup,
-                pids_limit=settings.pids_limit,
-                freezer=self._freezer,
-                modules=list(settings.modules),
-            ),
-        )
+        configuration = settings.configuration(cgroup=self._cgroup, freezer=self._freezer)
+        send(channel, configuration)
         pid = self._expect(channel, Unshared).pid
         if pid != self._process.pid:
             raise ProtocolError("the launcher is in another pid namespace")
         write_id_map(pid, settings.id_map)
-        clones = self._clones(pid) if privileged else []
+        clones = self._clones(pid) if configuration.privileged else []
         try:
             send(channel, Mapped(), tuple(clones))
         finally:
@@ -453,6 +475,11 @@ def error_from(message: Failed) -> NbcontainerError:
         return kind(message.message)
     except TypeError:
         return NbcontainerError(message.message)
+
+
+def child_environment() -> dict[str, str]:
+    """What helper processes get to see of our environment: what finds programs and libraries, and the language."""
+    return {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
 
 
 def _child_program() -> str:

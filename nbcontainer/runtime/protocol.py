@@ -1,7 +1,7 @@
 """What the engine and its launcher say to each other: a closed set of messages over SEQPACKET sockets.
 
-One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run`, `Expect` and
-`Task`). A container's *room* is everything about it that is known before its command: the launcher has the process
+One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run`, `Visit`, `Expect`
+and `Task`). A container's *room* is everything about it that is known before its command: the launcher has the process
 that will become the command `Furnish` it, ahead of the request or with it, and then `Execute`.
 Every container and every task has a control socket of its own, sent along with its request, so answers need no
 dispatcher: `Accepted`, `Started`, `Exited`, `Failed`, `Done` come back there, `Signal` goes there, and either side's
@@ -40,6 +40,7 @@ __all__ = [
     "Started",
     "Task",
     "Unshared",
+    "Visit",
     "decode",
     "encode",
     "receive",
@@ -171,6 +172,23 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Visit:
+    """Engine to launcher: have this command join a container that runs already.
+
+    fds: control, stdin, stdout, stderr, a pidfd of a process of the container, then entrances of its cgroups. Of
+    `room` only identity, rights and directory count: the root is there. `script` is put at `script_path`, if that is
+    named, and taken away afterwards. A `detached` one goes on when nobody listens any more.
+    """
+
+    room: Room
+    argv: list[str]
+    environment: list[str]
+    script: str
+    script_path: str
+    detached: bool
+
+
+@dataclass(frozen=True)
 class Accepted:
     """Launcher to engine: the container has a process; fd: its pidfd. `pid` is as the engine sees it."""
 
@@ -223,6 +241,7 @@ Message = (
     | Furnish
     | Execute
     | Task
+    | Visit
     | Accepted
     | Started
     | Exited

@@ -1,4 +1,4 @@
-"""What a running container holds beside its processes, and how it is given back.
+"""What a running container holds beside its processes, how it is given back, and what a guest may know of it.
 
 Its group of cgroups when it has limits of its own, and what `update` and `pause` may have added meanwhile, from
 another notebook perhaps.
@@ -9,19 +9,61 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
-from nbcontainer._linux.cgroups import KernelFiles, remove_cgroup
+from nbcontainer._linux.cgroups import KernelFiles, machine_hierarchies, remove_cgroup
 from nbcontainer.runtime.freezer import thaw
-from nbcontainer.runtime.groups import Verdict, late_folders
+from nbcontainer.runtime.groups import Verdict, group_of, late_folders
 
 if TYPE_CHECKING:
     from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.runtime.groups import Group
 
-__all__ = ["Resources"]
+__all__ = ["Borrowed", "Held", "Resources"]
 
 _PATIENCE_MS = 5000
+
+
+class Held(Protocol):
+    """What stands behind a connection beside the process."""
+
+    def verdict(self) -> Verdict:
+        """What limits have done so far."""
+
+    def thaw(self, pid: int) -> None:
+        """Let the container go on if it is paused; `pid` is the connection's process."""
+
+    def release(self, pid: int | None, pidfd: int) -> None:
+        """Give back what is ours when the process is gone."""
+
+
+class Borrowed:
+    """A container's resources as a guest has them: looked at, and nobody's to give back.
+
+    `command` and `first` are the container's own command and its PID 1.
+    """
+
+    def __init__(self, command: int, first: int) -> None:
+        self._first = first
+        self._group = group_of(command, machine_hierarchies())
+        self._before = self._group.verdict()
+
+    def verdict(self) -> Verdict:
+        """What the limits have done since the guest came."""
+        now = self._group.verdict()
+        return replace(
+            now,
+            oom_kills=max(0, now.oom_kills - self._before.oom_kills),
+            pids_refused=max(0, now.pids_refused - self._before.pids_refused),
+        )
+
+    def thaw(self, pid: int) -> None:  # noqa: ARG002 - the guest's; it is the container that is paused
+        """Let the container go on: a frozen guest cannot be signalled."""
+        thaw(self._first)
+
+    def release(self, pid: int | None, pidfd: int) -> None:
+        """Do nothing: nothing is the guest's."""
 
 
 class Resources:

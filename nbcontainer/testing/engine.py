@@ -44,6 +44,7 @@ from nbcontainer.model import (
     Descriptor,
     Digest,
     Event,
+    ExecOptions,
     ExitReason,
     HistoryEntry,
     ImageConfig,
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from nbcontainer.engine.engine import OutputSink
+    from nbcontainer.engine.attending import OutputSink
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
 
@@ -259,6 +260,9 @@ class RecordingEngine:
         )
         for event in self.events:
             listener(event)
+        return self._played(image, tuple(argv), output, check=check)
+
+    def _played(self, image: str, argv: tuple[str, ...], output: OutputSink | None, *, check: bool) -> RunResult:
         plan = self.scripts.pop(0) if self.scripts else Script()
         kept: dict[str, bytes] = {"stdout": b"", "stderr": b""}
         for stream, data in plan.output:
@@ -270,7 +274,7 @@ class RecordingEngine:
         result = RunResult(
             id=_ID,
             image=image,
-            argv=tuple(argv),
+            argv=argv,
             exit_code=plan.exit_code,
             reason=plan.reason,
             duration=0.01,
@@ -298,6 +302,57 @@ class RecordingEngine:
             if container == summary.name:
                 return summary
         raise ContainerNotFound(f"there is no container {container!r}")
+
+    def start(
+        self,
+        container: str,
+        *,
+        timeout: float | None = None,
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        self._record("start", container=container, timeout=timeout, stdin=stdin, check=check)
+        kept = self._kept(container)
+        return self._played(kept.image, kept.command, output, check=check)
+
+    def restart(
+        self,
+        container: str,
+        *,
+        grace: float | None = None,
+        timeout: float | None = None,
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        self._record("restart", container=container, grace=grace, timeout=timeout, stdin=stdin, check=check)
+        kept = self._kept(container)
+        return self._played(kept.image, kept.command, output, check=check)
+
+    def exec(
+        self,
+        container: str,
+        argv: Sequence[str] = (),
+        *,
+        options: ExecOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | BinaryIO | None = None,
+        output: OutputSink | None = None,
+        check: bool = False,
+    ) -> RunResult:
+        self._record(
+            "exec",
+            container=container,
+            argv=tuple(argv),
+            options=options or ExecOptions(),
+            script=script,
+            shell=tuple(shell),
+            stdin=stdin,
+            check=check,
+        )
+        return self._played(self._kept(container).image, tuple(argv), output, check=check)
 
     def kill(self, container: str, *, number: int = signal.SIGKILL) -> ContainerSummary:
         self._record("kill", container=container, number=number)

@@ -20,14 +20,14 @@ from nbcontainer.engine.command_line import (
     usage,
     verb_help,
 )
-from nbcontainer.engine.door import network_hint, owner_hint, worded
+from nbcontainer.engine.door import TypedExec, TypedStart, network_hint, owner_hint, worded
 from nbcontainer.engine.verbs import RUN, VERBS, dispatch, find_verb, overview, reference_markdown, run_request
 from nbcontainer.errors import ImageNotFound, InvalidOption
-from nbcontainer.model import BindMount, RunOptions, ignore
+from nbcontainer.model import BindMount, ExecOptions, RunOptions, ignore
 from nbcontainer.testing.engine import RecordingEngine
 
 if TYPE_CHECKING:
-    from nbcontainer.engine.door import Door, TypedRun
+    from nbcontainer.engine.door import Door, Typed, TypedRun
 
 ISSUE_VERBS = [
     "pull",
@@ -37,6 +37,9 @@ ISSUE_VERBS = [
     "inspect",
     "history",
     "run",
+    "exec",
+    "start",
+    "restart",
     "ps",
     "stop",
     "kill",
@@ -68,7 +71,7 @@ class FakeSession:
         self.engine = engine
         self.door: Door = "notebook"
         self.verbs = VERBS
-        self.requests: list[TypedRun] = []
+        self.requests: list[Typed] = []
         self.written: list[tuple[str, bytes]] = []
 
     def pulling(self, image: str, *, quiet: bool) -> Any:
@@ -76,7 +79,7 @@ class FakeSession:
         self.pulled = (image, quiet)
         return contextlib.nullcontext(ignore)
 
-    def execute(self, request: TypedRun) -> object:
+    def execute(self, request: Typed) -> object:
         """Remember a request."""
         self.requests.append(request)
         return "ran"
@@ -482,3 +485,31 @@ def test_owner_hint() -> None:
     assert owner_hint("host", "sh: /etc/passwd: Permission denied", root=True) == ""
     assert owner_hint("debian", "Permission denied", root=False) == ""
     assert owner_hint("host", "No such file", root=False) == ""
+
+
+def test_exec_keeps_the_command_verbatim(session):
+    """What follows the container is the command; options before it are read, and what docker has more is refused."""
+    dispatch(session, shlex.split("exec -e A=b -u nobody -w /tmp --timeout 1m work ls -la --x"))
+    (request,) = session.requests
+    assert isinstance(request, TypedExec)
+    assert (request.container, request.command) == ("work", ("ls", "-la", "--x"))
+    assert request.options == ExecOptions(environment=("A=b",), user="nobody", working_directory="/tmp", timeout=60)
+    dispatch(session, shlex.split("exec -d work nginx"))
+    assert session.requests[-1].options.detached
+    for line, words in (
+        ("exec", "needs a CONTAINER"),
+        ("exec -t work sh", "no terminal"),
+        ("exec --privileged work sh", "--cap-add"),
+    ):
+        with pytest.raises(InvalidOption, match=words):
+            dispatch(session, shlex.split(line))
+
+
+def test_start_and_restart(session):
+    """Both name one container; the grace is for the one that is ended, the time limit for the one that is started."""
+    dispatch(session, shlex.split("start --out text work"))
+    dispatch(session, shlex.split("restart -t 0 --timeout 2 work"))
+    assert session.requests == [
+        TypedStart(container="work", out="text"),
+        TypedStart(container="work", restart=True, grace=0.0, timeout=2.0),
+    ]

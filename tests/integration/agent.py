@@ -20,7 +20,8 @@ from typing import Any
 from nbcontainer import errors
 from nbcontainer.engine.engine import Engine
 from nbcontainer.engine.settings import Settings
-from nbcontainer.model import BindMount, RunOptions
+from nbcontainer.model import BindMount, ContainerId, ContainerSpec, ExecOptions, Limits, RunOptions
+from nbcontainer.runtime.driver import Process
 
 
 def describe(problem: BaseException) -> dict[str, Any]:
@@ -31,6 +32,13 @@ def describe(problem: BaseException) -> dict[str, Any]:
         "text": str(problem),
         "attributes": {name: getattr(problem, name) for name in kept if hasattr(problem, name)},
     }
+
+
+def run_options(plain: dict[str, Any]) -> RunOptions:
+    """Options from plain values."""
+    volumes = tuple(BindMount(**volume) for volume in plain.pop("volumes", ()))
+    limits = Limits(**plain.pop("limits")) if isinstance(plain.get("limits"), dict) else plain.pop("limits", Limits())
+    return RunOptions(volumes=volumes, limits=limits, **plain)
 
 
 class Agent:
@@ -89,9 +97,38 @@ class Agent:
         if live:
             asked["output"] = lambda stream, data: self.tell("output", stream, data)
             asked["listener"] = lambda event: self.tell("event", type(event).__name__)
-        volumes = tuple(BindMount(**volume) for volume in options.pop("volumes", ()))
-        result = self.engine.run(options=RunOptions(volumes=volumes, **options), **asked)
+        result = self.engine.run(options=run_options(options), **asked)
         return dataclasses.asdict(result)
+
+    def do_exec(self, *, container: str, options: dict[str, Any], live: bool, **asked: Any) -> dict[str, Any]:
+        """Run a command in a running container."""
+        return dataclasses.asdict(
+            self.engine.exec(container, options=ExecOptions(**options), **self._listening(live=live), **asked)
+        )
+
+    def do_start(self, *, container: str, restart: bool, live: bool, **asked: Any) -> dict[str, Any]:
+        """Start a kept container again."""
+        again = self.engine.restart if restart else self.engine.start
+        return dataclasses.asdict(again(container, **self._listening(live=live), **asked))
+
+    def _listening(self, *, live: bool) -> dict[str, Any]:
+        return {"output": lambda stream, data: self.tell("output", stream, data)} if live else {}
+
+    def do_visit_waiting(self, *, pid: int) -> str:
+        """Have a command join a process that waits to become a container, which no verb does; how that failed."""
+        runtime: Any = self.engine._session.runtime  # type: ignore[union-attr]
+        spec = ContainerSpec(id=ContainerId("0" * 64), argv=("/bin/ls", "/"), root=())
+        reader, writer = os.pipe()
+        pidfd = os.pidfd_open(pid)
+        try:
+            process = Process(pid=pid, pidfd=pidfd, launcher=runtime.pid)
+            connection = runtime.visit(spec, process, (reader, writer, writer))
+            message = connection.receive()
+            connection.close()
+            return str(getattr(message, "message", message))
+        finally:
+            for fd in (reader, writer, pidfd):
+                os.close(fd)
 
     def do_run_swapped(self, *, image: str, source: str, link: str) -> dict[str, Any]:
         """Run with a volume whose source becomes a link when it has been checked and nothing is started yet."""
@@ -143,6 +180,52 @@ class Agent:
         for worker in workers:
             worker.join()
         return results
+
+    def do_exec_many(self, *, container: str, argv: list[str], threads: int, rounds: int) -> list[tuple[int, str]]:
+        """Run commands in a container from several threads at once; tell each one's code and output."""
+        results: list[tuple[int, str]] = []
+
+        def work() -> None:
+            for _ in range(rounds):
+                try:
+                    result = self.engine.exec(container, argv)
+                    results.append((result.exit_code, result.stdout or result.detail))
+                except errors.NbcontainerError as problem:
+                    results.append((-1, str(problem)))
+
+        workers = [threading.Thread(target=work) for _ in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return results
+
+    def do_aside(self, *, image: str, script: str, options: dict[str, Any]) -> None:
+        """Run a container in a thread of its own, and answer when it has written ``ready``."""
+        ready, failed = threading.Event(), list[str]()
+
+        def work() -> None:
+            def heard(stream: str, data: bytes) -> None:
+                if b"ready" in data:
+                    ready.set()
+
+            try:
+                self.engine.run(image, script=script, options=run_options(options), output=heard)
+            except errors.NbcontainerError as problem:
+                failed.append(str(problem))
+            finally:
+                ready.set()
+
+        self._aside = threading.Thread(target=work)
+        self._aside.start()
+        ready.wait(20)
+        if failed:
+            self._aside.join()
+            raise errors.NbcontainerError(failed[0])
+
+    def do_joined(self) -> None:
+        """Wait for the end of that container."""
+        self._aside.join()
 
     def do_look(self) -> dict[str, Any]:
         """Tell what a leak would show in: our descriptors, and the launcher's pid."""

@@ -135,3 +135,87 @@ def test_own_container(tier: Tier) -> None:
     assert tier.driver.call("containers") == ()
     with pytest.raises(Raised, match="no container 'work'"):
         tier.driver.call("stop", "work")
+
+
+def test_start_again(tier: Tier) -> None:
+    """A kept container runs its cell once more in the files it left, with its options; its log goes on."""
+    script = 'echo "$A" >> /root/log; cat /root/log; [ "$(wc -l < /root/log)" = 2 ] && exit 7; true'
+    assert tier.run(script=script, name="work", environment=("A=b",), hostname="box").exit_code == 0
+    (before,) = tier.driver.call("containers", everything=True)
+    result = tier.driver.start("work")
+    assert (result.stdout, result.exit_code) == ("b\nb\n", 7)
+    (row,) = tier.driver.call("containers", everything=True)
+    assert (row.id, row.created, row.exit_code, row.state) == (before.id, before.created, 7, "exited")
+    assert row.finished > before.finished
+    assert b"".join(line.data for line in tier.driver.call("logs", "work")) == b"b\nb\nb\n"
+    assert {change.path for change in tier.driver.call("diff", "work")} >= {"/root/log"}
+    tier.driver.call("remove_container", "work")
+
+
+def test_start_keeps_command_and_volume(tier: Tier) -> None:
+    """A command and a volume are there again; a volume whose folder has become a link is refused, and nothing is lost."""
+    folder = tier.folder("data")
+    asked = {"name": "work", "volumes": [(folder, "/data", "rw")]}
+    assert tier.run("/bin/sh", "-c", "echo x >> /data/log; cat /data/log", **asked).stdout == "x\n"
+    assert tier.driver.start("work").stdout == "x\nx\n"
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(Raised, match="does not exist"):
+        tier.driver.start("work")
+    folder.symlink_to(folder.with_name("elsewhere"))
+    with pytest.raises(Raised, match="has become a link"):
+        tier.driver.start("work")
+    (row,) = tier.driver.call("containers", everything=True)
+    assert (row.state, row.exit_code) == ("exited", 0)
+    tier.driver.call("remove_container", "work")
+
+
+def test_start_of_what_runs_or_cannot(tier: Tier) -> None:
+    """One that runs is refused, in every notebook; one whose command is not there fails and can be tried again."""
+    with tier.spawn() as driver:
+        begin(driver, STUBBORN, name="work")
+        with pytest.raises(Raised, match="running already"):
+            tier.driver.start("work")
+        with pytest.raises(Raised, match="no container 'gone'"):
+            tier.driver.start("gone")
+        tier.driver.call("kill", "work")
+        driver.finish()
+    tier.driver.call("remove_container", "work")
+    tier.run("/bin/mv", "/bin/mv", "/bin/move", name="work")
+    for _ in range(2):
+        with pytest.raises(Raised, match="is not in the image"):
+            tier.driver.start("work")
+    (row,) = tier.driver.call("containers", everything=True)
+    assert row.state == "exited"
+    tier.driver.call("remove_container", "work")
+
+
+def test_restart_from_another_notebook(tier: Tier) -> None:
+    """The cell that ran it says why it ended; from then on it runs here."""
+    with tier.spawn() as driver:
+        begin(
+            driver,
+            "trap 'exit 5' TERM; echo ready; [ -e /root/again ] && exit 3; touch /root/again; sleep 1000 & wait",
+            name="work",
+        )
+        result = tier.driver.start("work", restart=True)
+        assert (result.stdout, result.exit_code) == ("ready\n", 3)
+        told = driver.finish()
+        assert (told["reason"], told["exit_code"]) == ("stopped", 5)
+        assert told["detail"].startswith("stopped by `%container restart` (SIGTERM")
+    assert tier.driver.start("work", restart=True).exit_code == 3
+    tier.driver.call("remove_container", "work")
+    with tier.spawn() as driver:
+        begin(driver, STUBBORN)
+        (row,) = tier.driver.call("containers")
+        with pytest.raises(Raised, match="thrown away when it ends"):
+            tier.driver.start(row.id, restart=True)
+        tier.driver.call("kill", row.id)
+        driver.finish()
+
+
+def test_start_on_the_host_image(tier: Tier) -> None:
+    """The machine's own root is put together anew, under what was written."""
+    script = "cd $HOME 2>/dev/null || cd /root; echo hi >> nbc-again; cat nbc-again"
+    assert tier.run(image="host", script=script, name="work").stdout == "hi\n"
+    assert tier.driver.start("work").stdout == "hi\nhi\n"
+    tier.driver.call("remove_container", "work")

@@ -157,6 +157,30 @@ class Driver:
         }
         self.begin("run", options=options, live=live, **asked)
 
+    def exec(
+        self,
+        container: str,
+        *argv: str,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        stdin: bytes | None = None,
+        check: bool = False,
+        **options: Any,
+    ) -> RunResult:
+        """Run a command in a running container and give its result."""
+        asked = {"argv": argv, "script": script, "shell": tuple(shell), "stdin": stdin, "check": check}
+        self.begin("exec", container=container, options=options, live=False, **asked)
+        return RunResult(**self.finish())
+
+    def begin_exec(self, container: str, *argv: str, script: str | None = None, **options: Any) -> None:
+        """Start a command in a running container without waiting for it."""
+        self.begin("exec", container=container, argv=argv, script=script, options=options, live=True)
+
+    def start(self, container: str, *, restart: bool = False, **asked: Any) -> RunResult:
+        """Start a kept container again and give its result."""
+        self.begin("start", container=container, restart=restart, live=False, **asked)
+        return RunResult(**self.finish())
+
     def begin(self, name: str, **values: Any) -> None:
         """Ask for something without waiting."""
         self._live = _Live()

@@ -16,6 +16,8 @@ def complete(request, notebook):
     notebook.shell.Completer.use_jedi = request.param
     notebook.engine.known = [RecordingEngine.image(), RecordingEngine.image("localhost:5000/a/b:1.2")]
 
+    notebook.engine.kept.append(RecordingEngine.container("web", state="running"))
+
     def ask(text):
         with provisionalcompleter():
             found = list(notebook.shell.Completer.completions(text, len(text)))
@@ -38,6 +40,10 @@ def complete(request, notebook):
         ("%container inspect w", "w", "work"),
         ("%container help his", "his", "history"),
         ("%%container debian:", "debian:", "debian:latest"),
+        ("%container exec w", "w", "web"),
+        ("%%container exec w", "w", "web"),
+        ("%%container exec --she", "--she", "--shell"),
+        ("%container start w", "w", "work"),
         ("%%container -e A=b --pull n", "n", "never"),
         ("%%container -e A=b ho", "ho", "host"),
         ("%%container --shell py", "py", "python3"),

@@ -8,7 +8,13 @@ import sys
 import pytest
 from IPython.core.error import UsageError
 
-from nbcontainer.errors import ContainerExit, ContainerInterrupted, ContainerStartError, ImageNotFound
+from nbcontainer.errors import (
+    ContainerExit,
+    ContainerInterrupted,
+    ContainerNotFound,
+    ContainerStartError,
+    ImageNotFound,
+)
 from nbcontainer.ipython import extension
 from nbcontainer.ipython.completion import complete_container
 from nbcontainer.ipython.session import settings_of
@@ -178,6 +184,34 @@ def test_run_word_in_a_cell_is_taken_as_meant(notebook):
     """People write ``%%container run debian``."""
     notebook.run("%%container run debian\ntrue\n")
     assert notebook.engine.last("run")["image"] == "debian"
+
+
+def test_a_cell_in_a_running_container(notebook):
+    """``%%container exec NAME`` runs the cell there, as a script or as the input of a command; failures are red."""
+    notebook.engine.kept.append(notebook.engine.container("work", state="running"))
+    notebook.engine.scripts = [Script(output=(("stdout", b"there\n"),)), Script(), Script(exit_code=3)]
+    outcome = notebook.run("%%container exec --shell python3 -e A={1 + 1} work\nprint(1)\n".replace("{1 + 1}", "2"))
+    assert (outcome.error, outcome.out) == (None, "there\n")
+    asked = notebook.engine.last("exec")
+    assert (asked["container"], asked["script"], asked["shell"]) == ("work", "print(1)\n", ("python3",))
+    assert asked["options"].environment == ("A=2",)
+    notebook.run("%%container exec work tr a b\naaa\n")
+    asked = notebook.engine.last("exec")
+    assert (asked["argv"], asked["stdin"], asked["script"]) == (("tr", "a", "b"), b"aaa\n", None)
+    assert isinstance(notebook.run("%%container exec work\nexit 3\n").error, ContainerExit)
+    assert isinstance(notebook.run("%%container exec work\n\n").error, UsageError)
+    assert isinstance(notebook.run("%%container exec\ntrue\n").error, UsageError)
+    assert isinstance(notebook.run("%%container exec gone\ntrue\n").error, ContainerNotFound)
+
+
+def test_start_and_restart_stream_like_a_run(notebook):
+    """A kept container runs once more: output below the cell, text into variables, the code in `_exit_code`."""
+    notebook.engine.kept.append(notebook.engine.container("work"))
+    notebook.engine.scripts = [Script(output=(("stdout", b"again\n"),)), Script(exit_code=4)]
+    assert notebook.run("%container start work").out == "again\n"
+    notebook.run("%container restart -t 1 --no-raise-error work")
+    assert notebook.engine.last("restart")["grace"] == 1.0
+    assert notebook.run("_exit_code").value == 4
 
 
 def test_line_run_shows_output_and_no_repr(notebook):

@@ -34,9 +34,11 @@ from nbcontainer.runtime.protocol import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nbcontainer.runtime.protocol import Room, Run
 
-__all__ = ["Prepared", "Settings", "prepare"]
+__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "obey", "prepare", "report"]
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
@@ -113,7 +115,7 @@ def prepare(settings: Settings) -> Prepared:
 def _become_init(settings: Settings, requests: socket.socket, commands: socket.socket) -> NoReturn:
     processes.die_with_parent()
     processes.hide_from_tracers()
-    _keep_only(requests.fileno(), commands.fileno())
+    keep_only(requests.fileno(), commands.fileno())
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
@@ -148,7 +150,7 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
     os._exit(0)
 
 
-def _keep_only(*kept: int) -> None:
+def keep_only(*kept: int) -> None:
     """Close every descriptor but standard ones and `kept`; point the standard ones at nothing."""
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for standard in range(3):
@@ -190,7 +192,7 @@ def _watch(command: int, requests: socket.socket, wake: int) -> None:
                     return
                 control = socket.socket(fileno=fds[0])
                 poll.register(control, select.POLLIN)
-            elif control is not None and not _obey(control, command):
+            elif control is not None and not obey(control, command):
                 return
 
 
@@ -208,7 +210,7 @@ def _reap(command: int) -> int | None:
             found = status
 
 
-def _obey(control: socket.socket, command: int) -> bool:
+def obey(control: socket.socket, command: int) -> bool:
     """Do what the engine says; False when everything should end (it said so, or it is gone)."""
     try:
         received = receive(control)
@@ -250,9 +252,9 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
             raise setup.SetupError(problem or "the request has no room", code)
         setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda: control.sendall(started))
     except setup.SetupError as trouble:
-        _report(control, str(trouble), trouble.exit_code)
+        report(control, str(trouble), trouble.exit_code)
     except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-        _report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
+        report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
     os._exit(125)
 
 
@@ -265,19 +267,20 @@ def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:
     setup.enter_root(root)
     for fd in (root, *fds):
         os.close(fd)
-    return setup.settle(room, _filter(settings, room), single_id=settings.single_id)
+    return setup.settle(room, filter_of(room, settings.filters), single_id=settings.single_id)
 
 
-def _filter(settings: Settings, room: Room) -> bytes:
+def filter_of(room: Room, filters: Mapping[str, bytes]) -> bytes:
     """The room's filter, by name or its own; without one nothing runs, unless that is what was asked for."""
     if room.filter == "unconfined":
         return b""
-    program = bytes.fromhex(room.program) if room.filter == "custom" else settings.filters.get(room.filter)
+    program = bytes.fromhex(room.program) if room.filter == "custom" else filters.get(room.filter)
     if not program:
         raise setup.SetupError(f"system-call filter {room.filter!r} is not among those this launcher was started with")
     return program
 
 
-def _report(control: socket.socket, message: str, exit_code: int) -> None:
+def report(control: socket.socket, message: str, exit_code: int) -> None:
+    """Tell the engine why there is no command."""
     with contextlib.suppress(OSError):
         send(control, Failed("ContainerStartError", message, exit_code))

@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(here))))
 
 from nbcontainer._linux import processes, syscalls
-from nbcontainer.runtime.child import tasks
+from nbcontainer.runtime.child import tasks, views
 from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, Task, receive, send
 
 __all__ = ["main"]
@@ -36,6 +36,8 @@ def main(channel: socket.socket, pidfd: int, modules: list[str]) -> NoReturn:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.chdir("/")
+        if not views.is_a_container_root():
+            raise OSError("it is just starting")
     except OSError as problem:
         send(channel, Failed("Conflict", str(problem)))
         os._exit(1)

@@ -6,7 +6,8 @@ a few containers-to-be ready, furnished ones among them, and answer `Run` and `T
 socket closes, by whatever death. Then it ends everything it started.
 
 Processes below it: the *janitor* (removes the writable layers of ended containers), *tasks* (a function of this
-package run inside the namespace), and for each container an *init* (PID 1) with the *command*.
+package run inside the namespace), *visits* (a command that joins a container), and for each container an *init*
+(PID 1) with the *command*.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import signal
 import socket
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from nbcontainer._linux import mounts, processes, syscalls
-from nbcontainer.runtime.child import init, limits, stage, tasks
+from nbcontainer.runtime.child import init, interpreter, limits, stage, tasks, visits
 from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
@@ -36,17 +37,17 @@ from nbcontainer.runtime.protocol import (
     Run,
     Task,
     Unshared,
-    decode,
-    encode,
+    Visit,
     receive,
     send,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["main"]
 
 _STAGE = "run"
-_SELF = "/proc/self/exe"
-_ISOLATED = ("-I", "-S")
 _WATCHES = (("max_user_instances", "max_inotify_instances"), ("max_user_watches", "max_inotify_watches"))
 _MOST_DEATHS = 20
 """Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
@@ -59,21 +60,21 @@ _STALE = 900.0
 def main(fd: int, memory: int = -1) -> NoReturn:
     """Serve the engine at the other end of `fd` until it goes away.
 
-    With `memory` this is the second life of a launcher (see `_start_again`): a file with its configuration.
+    With `memory` this is the second life of a launcher (see `interpreter.start_again`): a file with its configuration.
     """
     channel = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
     try:
         if memory < 0:
             configuration = _first(channel)
-            exposed = _could_be_changed(configuration)
+            exposed = interpreter.could_be_changed(configuration)
             if not exposed:
                 tasks.load(configuration.modules)
             fds = _enter_user_namespace(channel, configuration)
             if exposed:
-                _start_again(fd, configuration)
+                interpreter.start_again(configuration, fd)
         else:
-            configuration, fds = _remembered(memory), []
+            configuration, fds = interpreter.remembered(memory), []
             tasks.load(configuration.modules)
         _build_stage(configuration, fds)
         launcher = Launcher(channel, configuration)
@@ -84,43 +85,6 @@ def main(fd: int, memory: int = -1) -> NoReturn:
     send(channel, Ready())
     launcher.serve()
     os._exit(0)
-
-
-def _could_be_changed(configuration: Configure) -> bool:
-    """Whether the file of this interpreter will be container root's own, as a user's from conda, pyenv or uv is."""
-    return not configuration.privileged and (os.stat(_SELF).st_uid == os.geteuid() or os.access(_SELF, os.W_OK))
-
-
-def _start_again(fd: int, configuration: Configure) -> None:
-    """Execute the same interpreter anew, from a read-only mount over its own file.
-
-    A command of ``/proc/self/exe`` (or a #! line of it) runs the file that the command's process was made from: ours.
-    Through that mount it can neither be written nor have its mode changed, whoever owns it (CVE-2019-5736). The path
-    is as before, so the interpreter finds its library.
-    """
-    interpreter = os.path.realpath(_SELF)
-    tree = mounts.clone_tree(mounts.AT_FDCWD, interpreter)
-    mounts.set_attributes(tree, mounts.MOUNT_ATTR_RDONLY)
-    target = os.open(interpreter, os.O_PATH | os.O_CLOEXEC)
-    mounts.move_tree(tree, target)
-    memory = os.memfd_create("nbcontainer-configuration", 0)
-    with open(memory, "wb", closefd=False) as file:
-        file.write(encode(configuration))
-    os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's own signature
-    os.execv(interpreter, [sys.executable, *_ISOLATED, os.path.abspath(sys.argv[0]), str(fd), str(memory)])
-
-
-def _remembered(memory: int) -> Configure:
-    with open(memory, "rb") as file:
-        file.seek(0)
-        configuration = decode(file.read())
-    if not isinstance(configuration, Configure):
-        raise ProtocolError("expected Configure")
-    if not os.statvfs(_SELF).f_flag & os.ST_RDONLY:
-        raise OSError(
-            "the interpreter could still be changed from inside a container, although it was mounted read-only"
-        )
-    return configuration
 
 
 def _first(channel: socket.socket) -> Configure:
@@ -215,6 +179,9 @@ class Launcher:
         self._cgroups: dict[int, str] = {}
         self._serial = 0
         self._last_capability = processes.last_capability()
+        self._visiting = visits.Settings(
+            single_id=configuration.single_id, last_capability=self._last_capability, filters=self._filters
+        )
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, _note)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -267,7 +234,9 @@ class Launcher:
             if isinstance(message, Run):
                 self._run(message, control, fds)
             elif isinstance(message, Task):
-                self._task(message, control, fds)
+                self._help(lambda: tasks.perform(message, control, fds[1:]), dies=True)
+            elif isinstance(message, Visit):
+                self._help(lambda: visits.attend(message, control, fds, self._visiting), dies=False)
         except OSError as problem:
             with contextlib.suppress(OSError):
                 send(control, Failed("UnsupportedHost", f"a container could not be prepared: {problem}"))
@@ -459,24 +428,26 @@ class Launcher:
         processes.write_text(f"{path}/pids.max", str(self._configuration.pids_limit or "max"))
         return path
 
-    # --- tasks ------------------------------------------------------------------------------------------------------
+    # --- tasks and visits ---------------------------------------------------------------------------------------------
 
-    def _task(self, request: Task, control: socket.socket, fds: list[int]) -> None:
+    def _help(self, work: Callable[[], int], *, dies: bool) -> None:
+        """Do something in a process of its own, which nobody waits for here, and which `dies` with us or not."""
         pid = os.fork()
         if pid:
             return
         status = 1
         try:
+            if dies:
+                processes.die_with_parent()
             self._become_helper()
             for prepared in (*self._ready, *self._furnished):
                 prepared.close()
             self._channel.close()
-            status = tasks.perform(request, control, fds[1:])
+            status = work()
         finally:
             os._exit(status)
 
     def _become_helper(self) -> None:
-        processes.die_with_parent()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gc.enable()

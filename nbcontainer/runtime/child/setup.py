@@ -364,7 +364,9 @@ class Built:
     script: int
 
 
-def settle(room: Room, program_filter: bytes, *, single_id: bool) -> Built:
+def settle(
+    room: Room, program_filter: bytes, *, single_id: bool, script_path: str = SCRIPT_PATH, make_directory: bool = True
+) -> Built:
     """Do what needs no request: look the user up, make the working directory, drop what can be dropped already.
 
     The filter is loaded here when it is the default one, which allows whatever `execute` still has to call. Where it
@@ -376,10 +378,11 @@ def settle(room: Room, program_filter: bytes, *, single_id: bool) -> Built:
         raise SetupError(str(problem), 126) from problem
     script = -1
     if room.script:
-        script = os.open(SCRIPT_PATH, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        script = os.open(script_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         os.fchmod(script, 0o444)
     os.umask(0o022)
-    _make_working_directory(room.working_directory)
+    if make_directory:
+        _make_working_directory(room.working_directory)
     if not room.no_new_privileges:  # loading a filter then takes CAP_SYS_ADMIN, which is about to go (seccomp(2))
         _load_filter(room, program_filter)
     if _is_final(account, single_id=single_id):

@@ -1,0 +1,59 @@
+"""The file of the interpreter that enters containers, and how it is kept from them.
+
+A command of ``/proc/self/exe`` names the file that its process was made from: ours. Where that is the user's own file
+(conda, pyenv, uv), container root owns it too; so whoever will enter containers executes itself once more from a
+read-only mount first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from nbcontainer._linux import mounts
+from nbcontainer.runtime.protocol import Configure, ProtocolError, decode, encode
+
+__all__ = ["could_be_changed", "remembered", "start_again"]
+
+_SELF = "/proc/self/exe"
+_ISOLATED = ("-I", "-S")
+
+
+def could_be_changed(configuration: Configure) -> bool:
+    """Whether the file of this interpreter will be container root's own, as a user's from conda, pyenv or uv is."""
+    return not configuration.privileged and (os.stat(_SELF).st_uid == os.geteuid() or os.access(_SELF, os.W_OK))
+
+
+def start_again(configuration: Configure, *fds: int) -> None:
+    """Execute the same program anew, with `fds` and a file of the configuration as its numbers, from a read-only mount.
+
+    A command of ``/proc/self/exe`` (or a #! line of it) runs the file that the command's process was made from: ours.
+    Through a mount over that file it can neither be written nor have its mode changed, whoever owns it
+    (CVE-2019-5736). The path is as before, so the interpreter finds its library.
+    """
+    interpreter = os.path.realpath(_SELF)
+    tree = mounts.clone_tree(mounts.AT_FDCWD, interpreter)
+    mounts.set_attributes(tree, mounts.MOUNT_ATTR_RDONLY)
+    target = os.open(interpreter, os.O_PATH | os.O_CLOEXEC)
+    mounts.move_tree(tree, target)
+    memory = os.memfd_create("nbcontainer-configuration", 0)
+    with open(memory, "wb", closefd=False) as file:
+        file.write(encode(configuration))
+    for fd in fds:
+        os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's own signature
+    numbers = (str(each) for each in (*fds, memory))
+    os.execv(interpreter, [sys.executable, *_ISOLATED, os.path.abspath(sys.argv[0]), *numbers])
+
+
+def remembered(memory: int) -> Configure:
+    """The configuration that the first life left in a file; raise `OSError` when the interpreter is open to change."""
+    with open(memory, "rb") as file:
+        file.seek(0)
+        configuration = decode(file.read())
+    if not isinstance(configuration, Configure):
+        raise ProtocolError("expected Configure")
+    if not os.statvfs(_SELF).f_flag & os.ST_RDONLY:
+        raise OSError(
+            "the interpreter could still be changed from inside a container, although it was mounted read-only"
+        )
+    return configuration

@@ -1,0 +1,162 @@
+"""Commands in containers that run already, whoever's notebook started them.
+
+A container of our own launcher is visited through that: both are in one user namespace. For another notebook's there
+is a helper process that enters its namespace once (`nbcontainer.runtime.child.visitor`) and is kept for the next visit
+for as long as it is used.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from nbcontainer._linux.cgroups import machine_hierarchies
+from nbcontainer.errors import Conflict
+from nbcontainer.runtime.groups import entrances_to
+from nbcontainer.runtime.launcher import Connection, child_environment
+from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, receive, send
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from nbcontainer.runtime.launcher import Launcher
+    from nbcontainer.runtime.protocol import Configure, Visit
+
+__all__ = ["Visitors"]
+
+_FRESH = 20.0
+"""Seconds for which a helper is trusted to be there still: it leaves after thirty without a visit."""
+_START_TIMEOUT = 20.0
+_LAST = 2.0
+
+
+class Visitors:
+    """The ways into containers for one engine; safe to use from several threads."""
+
+    def __init__(self, configuration: Callable[[], Configure]) -> None:
+        self._configuration = configuration
+        self._lock = threading.Lock()
+        self._helpers: dict[int, _Helper] = {}
+
+    def visit(
+        self, request: Visit, process: tuple[int, int], stdio: tuple[int, int, int], *, launcher: Launcher | None
+    ) -> Connection:
+        """Start a command beside `process`, the pid and pidfd of a container's own command.
+
+        `launcher` is ours when the container is, too. Raises `Conflict` when it cannot be entered (any more).
+        """
+        pid, pidfd = process
+        entrances = entrances_to(pid, machine_hierarchies())
+        try:
+            fds = (*stdio, pidfd, *entrances)
+            if launcher is not None:
+                return launcher.visit(request, fds)
+            return self._helped(request, pid, pidfd, fds)
+        finally:
+            for fd in entrances:
+                os.close(fd)
+
+    def _helped(self, request: Visit, pid: int, pidfd: int, fds: Sequence[int]) -> Connection:
+        try:
+            namespace = os.stat(f"/proc/{pid}/ns/user").st_ino
+        except OSError as problem:
+            raise Conflict(f"the container cannot be entered ({problem.strerror}); it may have just ended") from problem
+        with self._lock:
+            helper = self._helpers.get(namespace)
+            if helper is None or not helper.is_fresh():
+                self._let_go(namespace)
+                helper = _Helper(self._configuration(), pidfd)
+                self._helpers[namespace] = helper
+            return helper.visit(request, fds)
+
+    def _let_go(self, namespace: int) -> None:
+        """End the helper of this namespace and those that nobody uses."""
+        for key in [key for key, each in self._helpers.items() if key == namespace or not each.is_fresh()]:
+            self._helpers.pop(key).close()
+
+    def close(self) -> None:
+        """End the helpers and what they attend; safe twice."""
+        with self._lock:
+            while self._helpers:
+                self._helpers.popitem()[1].close()
+
+
+class _Helper:
+    """One process in one user namespace."""
+
+    def __init__(self, configuration: Configure, pidfd: int) -> None:
+        self._used = time.monotonic()
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.settimeout(_START_TIMEOUT)
+        self._connections: list[Connection] = []
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), str(pidfd)],
+                pass_fds=[theirs.fileno(), pidfd],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+                env=child_environment(),
+            )
+        try:
+            refusal = self._refusal(configuration)
+        except BaseException:
+            self.close()
+            raise
+        if refusal:
+            self.close()
+            raise Conflict(f"the container cannot be entered: {refusal}")
+        self._channel.settimeout(None)
+
+    def _refusal(self, configuration: Configure) -> str:
+        """Why it could not enter, or ""."""
+        try:
+            send(self._channel, configuration)
+            received = receive(self._channel)
+        except (OSError, ProtocolError) as problem:
+            return str(problem)
+        if received is None:
+            return "the helper process died without a word"
+        message = received[0]
+        if isinstance(message, Failed):
+            return message.message
+        return "" if isinstance(message, Ready) else f"the helper process said {type(message).__name__}"
+
+    def is_fresh(self) -> bool:
+        """Whether it is there, and will be when it is asked now."""
+        used = time.monotonic() - self._used < _FRESH
+        return self._process.poll() is None and (used or any(each.pidfd >= 0 for each in self._connections))
+
+    def visit(self, request: Visit, fds: Sequence[int]) -> Connection:
+        """Have a command join; see `Visitors.visit`."""
+        self._used = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                send(self._channel, request, (theirs.fileno(), *fds))
+        except OSError as problem:
+            ours.close()
+            raise Conflict(f"the container cannot be entered ({problem.strerror}); try again") from problem
+        connection = Connection(ours)
+        self._connections = [each for each in self._connections if each.pidfd >= 0]
+        self._connections.append(connection)
+        return connection
+
+    def close(self) -> None:
+        self._channel.close()
+        try:
+            self._process.wait(_LAST)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _program() -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "child", "visitor.py")
