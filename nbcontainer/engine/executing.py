@@ -24,7 +24,6 @@ from nbcontainer.errors import InvalidOption
 from nbcontainer.model import RunResult
 from nbcontainer.runtime.bundle import interpreter, merged_environment
 from nbcontainer.runtime.protocol import Exited, Failed, Started
-from nbcontainer.runtime.resources import Borrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,15 +59,13 @@ def execute(session: Session, lifecycle: Lifecycle, request: ExecRequest, *, gra
     """Run the command beside the container's own and wait for its end, unless it is detached."""
     started = time.monotonic()
     options = request.options
-    with lifecycle.command_of(request.container) as (stored, process, first):
+    with lifecycle.command_of(request.container) as (stored, process):
         path = f"{_FOLDER}/cell.{secrets.token_hex(8)}" if request.script is not None else ""
         spec = _spec(stored, request, path)
         ran = Ran(id=stored.id, image=str(stored.fields.get("image", "")), argv=spec.argv, started=started, joined=True)
 
         def start(stdio: tuple[int, int, int]) -> Connection:
-            connection = session.runtime.visit(spec, process, stdio, script_path=path, detached=options.detached)
-            connection.resources = Borrowed(process.pid, first)
-            return connection
+            return session.runtime.visit(spec, process, stdio, script_path=path, detached=options.detached)
 
         if options.detached:
             return _let_go(ran, request.container, start)
@@ -79,7 +76,7 @@ def execute(session: Session, lifecycle: Lifecycle, request: ExecRequest, *, gra
 
         talk = Talk(stdin=request.stdin, sink=sink, timeout=options.timeout, grace=grace)
         outcome, verdict = attend(session, talk, start)
-        told = _told(request.container, outcome, first)
+        told = _told(request.container, outcome, process.first)
         result = result_of(
             ran, outcome, stdout.data, stderr.data, limit=options.timeout or 0, verdict=verdict, told=told
         )

@@ -135,8 +135,8 @@ class Lifecycle:
         return self._records.find(name).summary()
 
     @contextlib.contextmanager
-    def command_of(self, container: str) -> Iterator[tuple[Stored, Process, int]]:
-        """The command of a running container, and the pid of its PID 1: what it takes to join it.
+    def command_of(self, container: str) -> Iterator[tuple[Stored, Process]]:
+        """The command of a running container: what it takes to join it.
 
         Raises `Conflict` for a container that does not run, is paused, or does not get ready in time.
         """
@@ -151,7 +151,8 @@ class Lifecycle:
             try:
                 number = identity.pid_of(command)
                 _await_root(container, number)
-                yield stored, Process(pid=number, pidfd=command, launcher=identity.parent_of(pid)), pid
+                launcher = identity.parent_of(pid)
+                yield stored, Process(pid=number, pidfd=command, first=pid, launcher=launcher)
             except ProcessLookupError as problem:
                 raise Conflict(f"container {container} has just ended by itself") from problem
             finally:

@@ -130,7 +130,8 @@ def unpause(stored: Stored) -> None:
 
 def paused(pids: Sequence[int]) -> frozenset[int]:
     """Which of the containers with these PID 1s stand still."""
-    return frozenset(pid for pid in pids if freezer.is_paused(pid))
+    known = machine_hierarchies() if pids else ()
+    return frozenset(pid for pid in pids if freezer.is_paused(pid, known))
 
 
 def change(stored: Stored, limits: Limits, processors: frozenset[int]) -> None:

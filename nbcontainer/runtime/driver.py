@@ -19,6 +19,7 @@ from nbcontainer.runtime.devices import device_nodes
 from nbcontainer.runtime.groups import make_group
 from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
 from nbcontainer.runtime.protocol import Expect, Room, Run, Visit
+from nbcontainer.runtime.resources import Borrowed
 from nbcontainer.runtime.rootfs import operations, root_operations
 from nbcontainer.runtime.seccomp import compiled_profile, filter_for
 from nbcontainer.runtime.ulimits import resource_limits
@@ -36,13 +37,14 @@ __all__ = ["NativeRuntime", "Process", "Runtime"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """A container's command as another process sees it; `launcher` is the pid of what started its PID 1.
+    """A container's command as another process sees it; `first` is its PID 1, `launcher` the pid of what started that.
 
     The pidfd stays its owner's to close.
     """
 
     pid: int
     pidfd: int
+    first: int
     launcher: int
 
 
@@ -196,9 +198,12 @@ class NativeRuntime:
         """See `Runtime.visit`."""
         room = self._own(_empty_room(spec), spec, cgroups=0)
         script = (spec.script or b"").decode("utf-8", "surrogateescape")
-        request = Visit(room, list(spec.argv), list(spec.environment), script, script_path, detached)
+        request = Visit(room, list(spec.argv), list(spec.environment), script, script_path, "", detached)
+        known = machine_hierarchies()
         ours = self._launcher if self.pid == process.launcher else None
-        return self._visitors.visit(request, (process.pid, process.pidfd), stdio, launcher=ours)
+        connection = self._visitors.visit(request, (process.pid, process.pidfd), stdio, known, launcher=ours)
+        connection.resources = Borrowed(process.pid, process.first, known)
+        return connection
 
     def _own(self, room: Room, spec: ContainerSpec, *, cgroups: int) -> Room:
         """The room with what is its own: a filter that the launcher does not have yet, limits."""

@@ -119,9 +119,9 @@ def thaw(pid: int) -> None:
             _FILES.write(f"{folder}/cgroup.freeze", "0")
 
 
-def is_paused(pid: int) -> bool:
-    """Whether the container whose PID 1 is `pid` stands still."""
-    hierarchy = controller_of(machine_hierarchies(), "freezer")
+def is_paused(pid: int, known: tuple[Hierarchy, ...] | None = None) -> bool:
+    """Whether the container whose PID 1 is `pid` stands still; `known` are the machine's hierarchies."""
+    hierarchy = controller_of(machine_hierarchies() if known is None else known, "freezer")
     if hierarchy is None:
         return False
     if hierarchy.version == 1:

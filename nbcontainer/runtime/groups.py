@@ -296,18 +296,18 @@ def group_of(pid: int, known: tuple[Hierarchy, ...], files: CgroupFiles | None =
     return group
 
 
-def entrances_to(pid: int, known: tuple[Hierarchy, ...]) -> list[int]:
-    """A descriptor for each cgroup of this package in which a process is: the way for another to join it there.
+def entrances_to(pid: int, known: tuple[Hierarchy, ...]) -> dict[str, int]:
+    """A descriptor for each cgroup of this package in which a process is, by folder: the way to join it there.
 
     The caller's to close. Raises `UnsupportedHost` for one that we may not send processes to.
     """
-    fds: list[int] = []
+    fds: dict[str, int] = {}
     try:
         for folder in membership(pid, known).values():
             if ours(folder):
-                fds.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
+                fds[folder] = os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
     except OSError as problem:
-        for fd in fds:
+        for fd in fds.values():
             os.close(fd)
         raise UnsupportedHost(
             f"the container's cgroup {folder} cannot be joined ({problem.strerror}), and without it its limits would"

@@ -175,9 +175,9 @@ class Task:
 class Visit:
     """Engine to launcher: have this command join a container that runs already.
 
-    fds: control, stdin, stdout, stderr, a pidfd of a process of the container, then entrances of its cgroups. Of
-    `room` only identity, rights and directory count: the root is there. `script` is put at `script_path`, if that is
-    named, and taken away afterwards. A `detached` one goes on when nobody listens any more.
+    fds: control, stdin, stdout, stderr, a pidfd of a process of the container, then entrances of its cgroups, of which
+    `places` are the names. Of `room` only identity, rights and directory count: the root is there. `script` is put at
+    `script_path`, if that is named, and taken away afterwards. A `detached` one goes on when nobody listens any more.
     """
 
     room: Room
@@ -185,6 +185,7 @@ class Visit:
     environment: list[str]
     script: str
     script_path: str
+    places: str
     detached: bool
 
 

@@ -12,7 +12,7 @@ import select
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from nbcontainer._linux.cgroups import KernelFiles, machine_hierarchies, remove_cgroup
+from nbcontainer._linux.cgroups import KernelFiles, remove_cgroup
 from nbcontainer.runtime.freezer import thaw
 from nbcontainer.runtime.groups import Verdict, group_of, late_folders
 
@@ -41,12 +41,12 @@ class Held(Protocol):
 class Borrowed:
     """A container's resources as a guest has them: looked at, and nobody's to give back.
 
-    `command` and `first` are the container's own command and its PID 1.
+    `command` and `first` are the container's own command and its PID 1, `known` the machine's hierarchies.
     """
 
-    def __init__(self, command: int, first: int) -> None:
+    def __init__(self, command: int, first: int, known: tuple[Hierarchy, ...]) -> None:
         self._first = first
-        self._group = group_of(command, machine_hierarchies())
+        self._group = group_of(command, known)
         self._before = self._group.verdict()
 
     def verdict(self) -> Verdict:

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from nbcontainer._linux.cgroups import machine_hierarchies
 from nbcontainer.errors import Conflict
 from nbcontainer.runtime.groups import entrances_to
 from nbcontainer.runtime.launcher import Connection, child_environment
@@ -24,6 +24,7 @@ from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, receive, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.runtime.launcher import Launcher
     from nbcontainer.runtime.protocol import Configure, Visit
 
@@ -44,21 +45,29 @@ class Visitors:
         self._helpers: dict[int, _Helper] = {}
 
     def visit(
-        self, request: Visit, process: tuple[int, int], stdio: tuple[int, int, int], *, launcher: Launcher | None
+        self,
+        request: Visit,
+        process: tuple[int, int],
+        stdio: tuple[int, int, int],
+        known: tuple[Hierarchy, ...],
+        *,
+        launcher: Launcher | None,
     ) -> Connection:
         """Start a command beside `process`, the pid and pidfd of a container's own command.
 
-        `launcher` is ours when the container is, too. Raises `Conflict` when it cannot be entered (any more).
+        `known` are the machine's hierarchies, `launcher` is ours when the container is, too. Raises `Conflict` when it
+        cannot be entered (any more).
         """
         pid, pidfd = process
-        entrances = entrances_to(pid, machine_hierarchies())
+        entrances = entrances_to(pid, known)
+        request = replace(request, places="\0".join(sorted(entrances)))
         try:
-            fds = (*stdio, pidfd, *entrances)
+            fds = (*stdio, pidfd, *entrances.values())
             if launcher is not None:
                 return launcher.visit(request, fds)
             return self._helped(request, pid, pidfd, fds)
         finally:
-            for fd in entrances:
+            for fd in entrances.values():
                 os.close(fd)
 
     def _helped(self, request: Visit, pid: int, pidfd: int, fds: Sequence[int]) -> Connection:

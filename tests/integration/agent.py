@@ -121,7 +121,7 @@ class Agent:
         reader, writer = os.pipe()
         pidfd = os.pidfd_open(pid)
         try:
-            process = Process(pid=pid, pidfd=pidfd, launcher=runtime.pid)
+            process = Process(pid=pid, pidfd=pidfd, first=pid, launcher=runtime.pid)
             connection = runtime.visit(spec, process, (reader, writer, writer))
             message = connection.receive()
             connection.close()

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -291,10 +292,18 @@ def test_nothing_is_left(tier: Tier) -> None:
             assert len(visitor.look()["fds"]) == len(before["fds"])
             wait_until(lambda: len(visitor.processes()) <= processes, what="the attendants are gone")
             below = visitor.processes()
-        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below), what="its helpers are gone")
+        wait_until(lambda: not any(map(_lives, below)), what="its helpers are gone")
         assert len(tier.driver.call("top", "work")) == 1
         assert driver.process.poll() is None
     wait_until(lambda: len(tier.driver.processes()) == AT_REST, what="the processes at rest")
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there and no zombie that somebody has yet to collect."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_many_at_once(tier: Tier, guest: Driver) -> None:
@@ -303,7 +312,7 @@ def test_many_at_once(tier: Tier, guest: Driver) -> None:
         guest.begin("exec_many", container="work", argv=["/bin/sh", "-c", "echo $$"], threads=8, rounds=5)
         results = guest.finish()
         assert len(results) == 40
-        assert all(code == 0 and text.strip().isdigit() for code, text in results), results
+        assert [each for each in results if each[0] or not each[1].strip().isdigit()] == []
 
 
 def test_container_in_waiting_is_no_way_to_the_machine(tier: Tier) -> None:

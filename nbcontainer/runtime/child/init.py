@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.runtime.protocol import Room, Run
 
-__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "obey", "prepare", "report"]
+__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report"]
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
@@ -192,7 +192,7 @@ def _watch(command: int, requests: socket.socket, wake: int) -> None:
                     return
                 control = socket.socket(fileno=fds[0])
                 poll.register(control, select.POLLIN)
-            elif control is not None and not obey(control, command):
+            elif control is not None and not _obey(control, command):
                 return
 
 
@@ -210,7 +210,7 @@ def _reap(command: int) -> int | None:
             found = status
 
 
-def obey(control: socket.socket, command: int) -> bool:
+def _obey(control: socket.socket, command: int) -> bool:
     """Do what the engine says; False when everything should end (it said so, or it is gone)."""
     try:
         received = receive(control)

@@ -13,6 +13,7 @@ package run inside the namespace), *visits* (a command that joins a container), 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import select
@@ -21,7 +22,7 @@ import signal
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from nbcontainer._linux import mounts, processes, syscalls
 from nbcontainer.runtime.child import init, interpreter, limits, stage, tasks, visits
@@ -41,9 +42,6 @@ from nbcontainer.runtime.protocol import (
     receive,
     send,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["main"]
 
@@ -177,11 +175,13 @@ class Launcher:
         self._died_waiting = 0
         self._running: dict[int, str] = {}
         self._cgroups: dict[int, str] = {}
+        self._emptied: list[str] = []
         self._serial = 0
         self._last_capability = processes.last_capability()
-        self._visiting = visits.Settings(
+        visiting = visits.Settings(
             single_id=configuration.single_id, last_capability=self._last_capability, filters=self._filters
         )
+        self._porters = visits.Porters(visiting, self._become_helper)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, _note)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
@@ -234,9 +234,9 @@ class Launcher:
             if isinstance(message, Run):
                 self._run(message, control, fds)
             elif isinstance(message, Task):
-                self._help(lambda: tasks.perform(message, control, fds[1:]), dies=True)
+                self._task(message, control, fds)
             elif isinstance(message, Visit):
-                self._help(lambda: visits.attend(message, control, fds, self._visiting), dies=False)
+                self._porters.admit(message, fds)
         except OSError as problem:
             with contextlib.suppress(OSError):
                 send(control, Failed("UnsupportedHost", f"a container could not be prepared: {problem}"))
@@ -381,10 +381,11 @@ class Launcher:
             self._forget(pid)
 
     def _forget(self, pid: int) -> None:
+        self._porters.forget(pid)
         cgroup = self._cgroups.pop(pid, "")
         if cgroup:
-            with contextlib.suppress(OSError):
-                os.rmdir(cgroup)
+            self._emptied.append(cgroup)
+        self._emptied = [each for each in self._emptied if not _removed(each)]
         scratch = self._running.pop(pid, "")
         if scratch:
             self._discard(scratch)
@@ -430,27 +431,27 @@ class Launcher:
 
     # --- tasks and visits ---------------------------------------------------------------------------------------------
 
-    def _help(self, work: Callable[[], int], *, dies: bool) -> None:
-        """Do something in a process of its own, which nobody waits for here, and which `dies` with us or not."""
+    def _task(self, request: Task, control: socket.socket, fds: list[int]) -> None:
         pid = os.fork()
         if pid:
             return
         status = 1
         try:
-            if dies:
-                processes.die_with_parent()
+            processes.die_with_parent()
             self._become_helper()
-            for prepared in (*self._ready, *self._furnished):
-                prepared.close()
-            self._channel.close()
-            status = work()
+            status = tasks.perform(request, control, fds[1:])
         finally:
             os._exit(status)
 
     def _become_helper(self) -> None:
+        """In a child: be nobody's launcher any more."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         gc.enable()
+        for prepared in (*self._ready, *self._furnished):
+            prepared.close()
+        self._porters.close()
+        self._channel.close()
 
     def _start_janitor(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -481,9 +482,19 @@ class Launcher:
         for folder in self._left:
             self._discard(folder)
         self._janitor.close()
+        self._porters.close()
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
+
+
+def _removed(cgroup: str) -> bool:
+    """Take away the cgroup of a container that is over; the door of its visitors may still be on its way out."""
+    try:
+        os.rmdir(cgroup)
+    except OSError as problem:
+        return problem.errno != errno.EBUSY
+    return True
 
 
 def _now() -> float:

@@ -63,7 +63,7 @@ def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(ignored, signal.SIG_IGN)
     send(channel, Ready())
-    _serve(channel, settings)
+    _serve(channel, visits.Porters(settings, channel.close))
     os._exit(0)
 
 
@@ -78,14 +78,14 @@ def _enter(pidfd: int) -> None:
     os.chdir("/")
 
 
-def _serve(channel: socket.socket, settings: visits.Settings) -> None:
+def _serve(channel: socket.socket, porters: visits.Porters) -> None:
     """Answer until the engine is gone, or has had nothing to ask for some time and nobody visits."""
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     while True:
-        asked, visiting = poll.poll(_IDLE * 1000), _is_visiting()
+        asked, visited = poll.poll(_IDLE * 1000), _collect(porters)
         if not asked:
-            if visiting:
+            if visited:
                 continue
             return
         try:
@@ -96,36 +96,26 @@ def _serve(channel: socket.socket, settings: visits.Settings) -> None:
             return
         message, fds = received
         if isinstance(message, Visit) and fds:
-            _begin(message, fds, channel, settings)
+            _admit(porters, message, fds)
         for fd in fds:
             os.close(fd)
 
 
-def _is_visiting() -> bool:
-    """Whether a command still runs; collects the attendants of those that do not."""
+def _collect(porters: visits.Porters) -> bool:
+    """Collect the porters that have left; whether there is one still."""
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            porters.forget(pid)
         return True
     return False
 
 
-def _begin(request: Visit, fds: list[int], channel: socket.socket, settings: visits.Settings) -> None:
-    control = socket.socket(fileno=os.dup(fds[0]))
+def _admit(porters: visits.Porters, request: Visit, fds: list[int]) -> None:
     try:
-        if os.fork():
-            return
-        status = 1
-        try:
-            channel.close()
-            status = visits.attend(request, control, fds, settings)
-        finally:
-            os._exit(status)
+        porters.admit(request, fds)
     except OSError as problem:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
             send(control, Failed("UnsupportedHost", f"the command cannot be started: {problem}"))
-    finally:
-        control.close()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """Commands that join a container which runs already: what `exec` is made of.
 
-Three processes. The *attendant* is a child of whoever serves the engine and stays outside: it passes signals on,
-reports the end, and ends everything when nobody listens any more. It outlives its own parent: a container cannot end
-before every process in it has been collected, which is the attendant's task. The *joiner* enters the container's
-cgroups and namespaces by a pidfd of its command, looks the user up, drops everything; nothing inside can see it,
-because it joins the process ids for its children only. Last it makes the *command*, as the attendant's child
-(CLONE_PARENT). So what becomes visible in the container has no more rights than the container gives, and no descriptor
-but its own (CVE-2016-9962, CVE-2022-1227, CVE-2024-21626). Sources: setns(2), pid_namespaces(7), clone(2).
+For each container that is visited there are two processes, for as long as somebody comes. The *porter*, a child of
+whoever serves the engine, stays outside: it passes signals on, reports ends, and ends a command when nobody listens any
+more. It outlives its own parent, because a container cannot end before every process in it has been collected, which is
+the porter's task. The *door* is in the container's cgroups and in all its namespaces but the process ids, so nothing
+inside can see it; entering costs milliseconds (a move between cgroups waits for the whole machine) and is done once.
+
+For each visit the door makes a *joiner*, which drops everything and makes the *command*, both as children of the porter
+(CLONE_PARENT). Only the joiner's children join the process ids. So what becomes visible in the container has no more
+rights than the container gives, and no descriptor but its own (CVE-2016-9962, CVE-2022-1227, CVE-2024-21626).
+Sources: setns(2), pid_namespaces(7), clone(2).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import select
 import signal
 import socket
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer._linux.trees import end_tree
@@ -27,30 +30,26 @@ from nbcontainer.runtime.protocol import (
     Accepted,
     Execute,
     Exited,
+    Failed,
     ProtocolError,
     Signal,
     Started,
+    Visit,
     encode,
     receive,
     send,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from nbcontainer.runtime.protocol import Visit
+__all__ = ["Porters", "Settings"]
 
-__all__ = ["Settings", "attend"]
-
-_NAMESPACES = (
-    processes.CLONE_NEWNS
-    | processes.CLONE_NEWIPC
-    | processes.CLONE_NEWUTS
-    | processes.CLONE_NEWCGROUP
-    | processes.CLONE_NEWPID
-)
-_PIDFD = 4
-_ENTRANCES = slice(5, None)
+_NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
+_CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
+_FULL = "no further process can start in this container; its limit (--pids-limit, --ulimit nproc) may be reached"
+_IDLE = 30.0
+"""Seconds without a visitor after which a porter leaves."""
 
 
 @dataclass(frozen=True)
@@ -62,93 +61,356 @@ class Settings:
     filters: Mapping[str, bytes]
 
 
-def attend(request: Visit, control: socket.socket, fds: list[int], settings: Settings) -> int:
-    """Have the command join, and stay with it until it ends; the exit status of this process."""
-    processes.hide_from_tracers()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    joiner = os.fork()
-    if joiner == 0:
-        try:
-            ours.close()
-            _join(request, control, theirs, fds, settings)
-        finally:
-            os._exit(125)
-    theirs.close()
-    for fd in fds:
-        os.close(fd)
-    with ours:
-        arrived = _arrival(ours, control, joiner)
-    if arrived is None:
-        return 1
-    pid, pidfd, folder = arrived
-    with contextlib.suppress(OSError):  # the engine may be gone already
-        send(control, Accepted(pid), (pidfd,))
-    status = _watch(pid, pidfd, control, detached=request.detached)
-    if folder >= 0:
+class Porters:
+    """The porters of one serving process. `let_go` closes in a child what only that process needs."""
+
+    def __init__(self, settings: Settings, let_go: Callable[[], None]) -> None:
+        self._settings = settings
+        self._let_go = let_go
+        self._known: dict[tuple[str, str], tuple[int, socket.socket]] = {}
+
+    def admit(self, request: Visit, fds: list[int]) -> None:
+        """Have a visit attended to; what becomes of it is told on its control socket."""
+        key = (request.room.id, request.places)
+        known = self._known.get(key)
+        if known is not None:
+            try:
+                send(known[1], request, tuple(fds))
+            except OSError:  # it has just left
+                self._drop(key)
+            else:
+                return
+        send(self._start(key), request, tuple(fds))
+
+    def _start(self, key: tuple[str, str]) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                self._let_go()
+                init.keep_only(theirs.fileno())
+                _Porter(theirs, self._settings).attend()
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._known[key] = (pid, ours)
+        return ours
+
+    def forget(self, pid: int) -> None:
+        """Note that a child has ended, if it was one of them."""
+        for key in [key for key, (porter, _) in self._known.items() if porter == pid]:
+            self._drop(key)
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        self._known.pop(key)[1].close()
+
+    def close(self) -> None:
+        """Send no more visitors."""
+        for key in list(self._known):
+            self._drop(key)
+
+
+# --- the porter -------------------------------------------------------------------------------------------------------
+
+
+class _Guest:
+    """One visit: on its way while `pid` is 0."""
+
+    def __init__(self, request: Visit, control: socket.socket, joined: socket.socket) -> None:
+        self.control = control
+        self.joined = joined
+        self.detached = request.detached
+        self.script = os.path.basename(request.script_path)
+        self.joiner = 0
+        self.pid = 0
+        self.pidfd = -1
+        self.folder = -1
+        self.wanted = True
+
+    def close(self) -> None:
+        self.control.close()
+        self.joined.close()
+        for fd in (self.pidfd, self.folder):
+            if fd >= 0:
+                os.close(fd)
+
+
+class _Porter:
+    """The loop of one process, for one container."""
+
+    def __init__(self, requests: socket.socket, settings: Settings) -> None:
+        processes.hide_from_tracers()
+        self._requests = requests
+        self._settings = settings
+        self._guests: list[_Guest] = []
+        self._early: dict[int, int] = {}
+        self._door: socket.socket | None = None
+        self._door_pid = 0
+        self._open = True
+        self._container = -1
+        self._poll = select.poll()
+        self._poll.register(requests, select.POLLIN)
+        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._poll.register(self._wake, select.POLLIN)
+        signal.signal(signal.SIGCHLD, _note)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+
+    def attend(self) -> None:
+        """Receive guests until nobody comes any more, and stay until the last one has left."""
+        self._serve()
         with contextlib.suppress(OSError):
-            os.unlink(os.path.basename(request.script_path), dir_fd=folder)
-    with contextlib.suppress(OSError):
-        send(control, Exited(status))
-    return 0
+            self._requests.shutdown(socket.SHUT_RD)  # whoever comes from now on gets another porter
+        while self._receive():  # and these were on their way
+            pass
+        self._open = False
+        self._serve()
+        self._close_door()
+
+    def _serve(self) -> None:
+        while self._open or self._guests:
+            ready = [fd for fd, _ in self._poll.poll(None if self._guests else _IDLE * 1000)]
+            if not ready and not self._guests:
+                return
+            for fd in ready:
+                if fd == self._wake:
+                    self._collect()
+                elif fd == self._requests.fileno():
+                    self._receive()
+                elif fd == self._container:  # it ends, and everybody in it; what is outside must leave, too
+                    self._poll.unregister(self._container)
+                    self._close_door()
+                else:
+                    self._hear(fd)
+
+    def _receive(self) -> bool:
+        """Take a new guest; False when there are no more."""
+        try:
+            received = receive(self._requests)
+        except ProtocolError:
+            return True
+        except OSError:
+            received = None
+        if received is None:
+            self._open = False
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(self._requests)
+            return False
+        message, fds = received
+        try:
+            if isinstance(message, Visit) and len(fds) > _PIDFD:
+                self._send_in(message, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _send_in(self, request: Visit, fds: list[int]) -> None:
+        control = socket.socket(fileno=os.dup(fds[_CONTROL]))
+        if self._container < 0:
+            self._open_door(request, fds)
+        joined, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            assert self._door is not None
+            send(self._door, request, (fds[_CONTROL], theirs.fileno(), *fds[1:_PIDFD]))
+        except (OSError, AssertionError):
+            joined.close()
+            with contextlib.suppress(OSError), control:
+                send(
+                    control,
+                    Failed("Conflict", "the container cannot be entered just now, or has just ended; try again"),
+                )
+            return
+        finally:
+            theirs.close()
+        self._guests.append(_Guest(request, control, joined))
+        self._poll.register(control, select.POLLIN)
+        self._poll.register(joined, select.POLLIN)
+
+    def _open_door(self, request: Visit, fds: list[int]) -> None:
+        self._container = os.dup(fds[_PIDFD])
+        self._poll.register(self._container, select.POLLIN)
+        self._door, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._door_pid = os.fork()
+        if self._door_pid == 0:
+            try:
+                processes.die_with_parent()
+                _keep_door(theirs, request, fds, self._settings)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def _close_door(self) -> None:
+        """Nobody can be let in any more: there will be another porter for those who come."""
+        self._open = False
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._door_pid, signal.SIGKILL)
+
+    def _hear(self, fd: int) -> None:
+        for guest in self._guests:
+            if fd == guest.joined.fileno():
+                self._arrived(guest)
+                return
+            if fd == guest.control.fileno():
+                self._obey(guest)
+                return
+
+    def _arrived(self, guest: _Guest) -> None:
+        """The door has made a joiner, the joiner a command; or it is over with them and there is none."""
+        said, fds, _, _ = socket.recv_fds(guest.joined, 64, 2)
+        if said.startswith(b"joiner "):
+            guest.joiner = int(said[7:])
+            return
+        self._poll.unregister(guest.joined)
+        if not said:
+            self._leave(guest)
+            return
+        guest.pid, guest.pidfd, guest.folder = int(said), fds[0], fds[1] if fds[1:] else -1
+        with contextlib.suppress(OSError):  # the engine may be gone already
+            send(guest.control, Accepted(guest.pid), (guest.pidfd,))
+        if guest.pid in self._early:
+            self._ended(guest, self._early.pop(guest.pid))
+        elif not guest.wanted:
+            end_tree(guest.pid)
+
+    def _obey(self, guest: _Guest) -> None:
+        """Do what the engine says; when it says that all should end, or is gone, end the command."""
+        try:
+            received = receive(guest.control)
+        except (OSError, ProtocolError):
+            received = None
+        if received is not None and isinstance(received[0], Signal) and not received[0].everything:
+            if guest.pid:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(guest.pid, received[0].number)
+            return
+        self._poll.unregister(guest.control)
+        if guest.detached:
+            return
+        guest.wanted = False
+        if guest.pid:
+            end_tree(guest.pid)
+        elif guest.joiner:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(guest.joiner, signal.SIGKILL)
+
+    def _collect(self) -> None:
+        """Children that have ended: commands, joiners, the door."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake, 4096)
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                break
+            guest = next((each for each in self._guests if each.pid == pid), None)
+            if guest is not None:
+                self._ended(guest, status)
+            elif pid == self._door_pid:
+                self._close_door()
+            else:
+                self._early[pid] = status  # a command whose arrival has not been heard of yet, perhaps
+        if all(guest.pid for guest in self._guests):
+            self._early.clear()
+
+    def _ended(self, guest: _Guest, status: int) -> None:
+        if guest.folder >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(guest.script, dir_fd=guest.folder)
+        with contextlib.suppress(OSError):
+            send(guest.control, Exited(status))
+        self._leave(guest)
+
+    def _leave(self, guest: _Guest) -> None:
+        self._guests.remove(guest)
+        for channel in (guest.control, guest.joined):
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(channel)
+        guest.close()
 
 
-def _arrival(joined: socket.socket, control: socket.socket, joiner: int) -> tuple[int, int, int] | None:
-    """Pid and pidfd of the command, and the folder of its text or -1; None when it never came to be."""
-    poll = select.poll()
-    poll.register(joined, select.POLLIN)
-    poll.register(control, select.POLLIN)
-    said, fds = b"", list[int]()
-    while not said:
-        ready = {fd for fd, _ in poll.poll()}
-        if joined.fileno() in ready:
-            said, fds, _, _ = socket.recv_fds(joined, 64, 2)
-            break
-        if not _wants_on(control):  # interrupted before it began
-            poll.unregister(control)
-            os.kill(joiner, signal.SIGKILL)
-    os.waitpid(joiner, 0)
-    if not said:
-        return None
-    return int(said), fds[0], fds[1] if fds[1:] else -1
+def _note(number: int, frame: object) -> None:
+    """Do nothing: having a handler is what makes the wake-up descriptor readable."""
 
 
-def _wants_on(control: socket.socket) -> bool:
-    """Read what the engine says to a command that is not there yet; False when it should not come to be."""
+# --- the door ---------------------------------------------------------------------------------------------------------
+
+
+def _keep_door(requests: socket.socket, request: Visit, fds: list[int], settings: Settings) -> None:
+    """Enter the container and let joiners in, until the porter is gone."""
+    init.keep_only(requests.fileno(), *fds[_PIDFD:])
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    container = fds[_PIDFD]
+    problem = ""
     try:
-        received = receive(control)
-    except (OSError, ProtocolError):
-        return False
-    return received is not None and isinstance(received[0], Signal) and not received[0].everything
+        processes.new_session_keyring()
+        _enter(container, fds[_ENTRANCES], network=request.room.network)
+        processes.drop_bounding_set(frozenset(request.room.capabilities), settings.last_capability)
+    except OSError as trouble:
+        problem = f"the container cannot be entered: {trouble.strerror or trouble}; it may have just ended"
+    while (received := receive(requests)) is not None:
+        message, given = received
+        assert isinstance(message, Visit)
+        control, joined = socket.socket(fileno=given[0]), socket.socket(fileno=given[1])
+        try:
+            pid, pidfd = processes.clone_sibling()
+            if pid == 0:
+                requests.close()
+                _join(message, (control, joined), given, settings, container=container, problem=problem)
+            os.close(pidfd)
+            # a porter that has closed this end has seen the joiner come and go
+            with contextlib.suppress(OSError):
+                joined.send(b"joiner %d" % pid, socket.MSG_NOSIGNAL)
+        except OSError as trouble:
+            init.report(control, f"{_FULL}: {trouble.strerror}", 125)
+        control.close()
+        joined.close()
+        for fd in given[2:]:
+            os.close(fd)
+        if problem:  # the next visitor may find it solved, by another door
+            return
 
 
-def _watch(pid: int, pidfd: int, control: socket.socket, *, detached: bool) -> int:
-    """Do what the engine says until the command has ended; its wait status."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    poll.register(control, select.POLLIN)
-    while True:
-        ready = {fd for fd, _ in poll.poll()}
-        if pidfd in ready:
-            return os.waitpid(pid, 0)[1]
-        if not init.obey(control, pid):
-            poll.unregister(control)
-            if not detached:
-                end_tree(pid)
+def _enter(container: int, entrances: list[int], *, network: str) -> None:
+    """Join cgroups and namespaces, for good."""
+    for entrance in entrances:
+        os.write(entrance, b"0")
+        os.close(entrance)
+    # a network that is the machine's own is ours already, and nobody here may join it
+    syscalls.setns(container, _NAMESPACES | (0 if network == "host" else processes.CLONE_NEWNET))
+    os.chdir("/")
+    if not views.is_a_container_root():
+        raise OSError(errno.EAGAIN, "it is just starting")
 
 
 # --- the joiner -------------------------------------------------------------------------------------------------------
 
 
-def _join(request: Visit, control: socket.socket, joined: socket.socket, fds: list[int], settings: Settings) -> None:
-    """Enter, drop, become the command. Returns only when that failed, which has been told."""
+def _join(
+    request: Visit,
+    channels: tuple[socket.socket, socket.socket],
+    fds: list[int],
+    settings: Settings,
+    *,
+    container: int,
+    problem: str,
+) -> NoReturn:
+    """Drop everything, become the command. Ends the process in any case; what went wrong has been told."""
+    control, joined = channels
     try:
-        init.keep_only(control.fileno(), joined.fileno(), *fds[1:])
-        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_DFL)
-        processes.new_session_keyring()
-        folder = _enter(request, fds)
-        room = request.room
-        processes.drop_bounding_set(frozenset(room.capabilities), settings.last_capability)
+        if problem:
+            raise setup.SetupError(problem)
+        syscalls.setns(container, processes.CLONE_NEWPID)  # for children
+        os.close(container)
+        room, folder = request.room, -1
+        if room.script:
+            folder = os.open(os.path.dirname(request.script_path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         built = setup.settle(
             room,
             init.filter_of(room, settings.filters),
@@ -163,46 +425,23 @@ def _join(request: Visit, control: socket.socket, joined: socket.socket, fds: li
             control.sendall(started)
 
         command = Execute(request.argv, request.environment, request.script)
-        setup.execute(built, command, (fds[1], fds[2], fds[3]), announce)
+        setup.execute(built, command, (fds[2], fds[3], fds[4]), announce)
     except setup.SetupError as trouble:
         init.report(control, str(trouble), trouble.exit_code)
     except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
         init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
-
-
-def _enter(request: Visit, fds: list[int]) -> int:
-    """Join the container; a descriptor of the folder that will hold the command's text, or -1."""
-    try:
-        for entrance in fds[_ENTRANCES]:
-            os.write(entrance, b"0")
-        # a network that is the machine's own is ours already, and nobody here may join it
-        network = 0 if request.room.network == "host" else processes.CLONE_NEWNET
-        syscalls.setns(fds[_PIDFD], _NAMESPACES | network)
-        os.chdir("/")
-    except OSError as problem:
-        raise setup.SetupError(
-            f"the container cannot be entered: {problem.strerror}; it may have just ended"
-        ) from problem
-    if not views.is_a_container_root():
-        raise setup.SetupError("the container is just starting; try again")
-    for fd in fds[_PIDFD:]:
-        os.close(fd)
-    if not request.room.script:
-        return -1
-    return os.open(os.path.dirname(request.script_path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os._exit(125)
 
 
 def _arrive(joined: socket.socket, folder: int, *, detached: bool) -> None:
-    """Become visible in the container: go on as a child of the attendant, which is told who that is."""
+    """Become visible in the container: go on as another child of the porter, which is told who that is."""
     processes.hide_from_tracers()  # a change of identity has undone it
     try:
         pid, pidfd = processes.clone_sibling()
     except OSError as problem:
         if problem.errno == errno.EAGAIN:
-            text = (
-                "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
-            )
-            raise setup.SetupError(text) from problem
+            raise setup.SetupError(_FULL) from problem
         raise
     if pid:
         socket.send_fds(joined, [b"%d" % pid], [pidfd, folder] if folder >= 0 else [pidfd])
