@@ -9,6 +9,7 @@ All of it ends with the `Stage`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import glob
 import json
 import os
@@ -33,6 +34,7 @@ __all__ = [
     "PODMAN_LIMITS",
     "Contender",
     "Stage",
+    "Target",
     "add_common_options",
     "alternate",
     "check",
@@ -46,6 +48,7 @@ __all__ = [
     "podman",
     "print_environment",
     "print_table",
+    "print_targets",
     "registry",
     "remove_tree",
 ]
@@ -395,6 +398,32 @@ def print_table(
         figures = f"{each.median * scale:>11.2f} {min(each.seconds) * scale:>10.2f} {len(each.seconds):>7}"
         print(f"{each.name:<{width}} {figures}{ratios}")
     sys.stdout.flush()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The most that one contender's median may be, as a multiple of another's."""
+
+    contender: str
+    reference: str
+    most: float
+
+
+def print_targets(contenders: Iterable[Contender], targets: Iterable[Target]) -> list[dict[str, Any]]:
+    """Say which targets are met; one that lacks a figure is not told. Return what was said, for `json_report`."""
+    known = {each.name: each.median for each in contenders if each.seconds}
+    told = []
+    for target in targets:
+        if target.contender in known and target.reference in known:
+            ratio = known[target.contender] / known[target.reference]
+            met = ratio <= target.most
+            told.append({**dataclasses.asdict(target), "ratio": ratio, "met": met})
+            print(
+                f"target: {target.contender} at most {target.most:.3g} x {target.reference}: "
+                f"{ratio:.3g}, {'met' if met else 'MISSED'}"
+            )
+    sys.stdout.flush()
+    return told
 
 
 def json_report(path: str | None, facts: dict[str, Any], contenders: Iterable[Contender], **more: Any) -> None:

@@ -9,6 +9,7 @@ that are kept, ``output.jsonl``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -179,8 +180,7 @@ class ContainerRecords:
     def _create(self, container: ContainerId, fields: dict[str, Any]) -> Record:
         directory = self.path(container)
         try:
-            with contextlib.suppress(FileExistsError):  # its room was built ahead
-                os.mkdir(directory, 0o700)
+            self._make_directory(directory)
             try:
                 fd = self._new_record(directory, fields)
             except BaseException:  # a directory without a record would stay for good
@@ -193,14 +193,35 @@ class ContainerRecords:
             ) from problem
         return Record(directory, fd, fields)
 
+    def _make_directory(self, directory: str) -> None:
+        """Make it, unless the container's room was built ahead and it is there.
+
+        The room may be being built this very moment, by container root, who must be able to write into the directory
+        whoever made it: so it gets its name when it has its owner. A rename replaces a directory that is still empty.
+        """
+        if os.path.lexists(directory):
+            return
+        if self._owner is None:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
+            return
+        made = os.path.join(os.path.dirname(directory), f".{os.path.basename(directory)}")
+        os.mkdir(made, 0o700)
+        try:
+            os.chown(made, self._owner, self._owner)
+            os.rename(made, directory)
+        except BaseException as problem:
+            os.rmdir(made)
+            if isinstance(problem, OSError) and problem.errno in {errno.ENOTEMPTY, errno.EEXIST}:
+                return
+            raise
+
     def _new_record(self, directory: str, fields: dict[str, Any]) -> int:
         path = os.path.join(directory, _RECORD)
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             os.write(fd, json.dumps(fields).encode())
-            if self._owner is not None:
-                os.chown(directory, self._owner, self._owner)
         except BaseException:
             os.close(fd)
             raise

@@ -218,9 +218,9 @@ def _kind(request: RunRequest, subject: Subject) -> Kind | None:
 def _announce_successor(session: Session, request: RunRequest, placed: Placed) -> None:
     """Have the launcher prepare, in a calm moment, a container like this one: the next cell wants one, as a rule."""
     if placed.kind is not None:
-        container, forgotten = session.successors.promise(placed.kind)
-        spec = _spec(session, request, placed.subject, container, keep=False)
-        session.runtime.expect((spec,), tuple(session.records.path(each) for each in forgotten))
+        with session.successors.promising(placed.kind) as (container, forgotten):
+            spec = _spec(session, request, placed.subject, container, keep=False)
+            session.runtime.expect((spec,), tuple(session.records.path(each) for each in forgotten))
 
 
 def _remembered(options: RunOptions, config: ImageConfig) -> dict[str, Any]:

@@ -8,11 +8,16 @@ nobody: a room that was not built, or built of something else, is built when it 
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from nbcontainer.model import ContainerId, RunOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Kind", "Successors", "new_container_id"]
 
@@ -32,6 +37,7 @@ class Successors:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._announcing = threading.Lock()
         self._promised: OrderedDict[Kind, ContainerId] = OrderedDict()
 
     def take(self, kind: Kind) -> ContainerId | None:
@@ -39,12 +45,21 @@ class Successors:
         with self._lock:
             return self._promised.pop(kind, None)
 
-    def promise(self, kind: Kind) -> tuple[ContainerId, tuple[ContainerId, ...]]:
-        """The id for the next of this kind, and those that will never be taken now."""
-        with self._lock:
-            container = self._promised.setdefault(kind, new_container_id())
-            self._promised.move_to_end(kind)
-            forgotten = []
-            while len(self._promised) > _MOST_KINDS:
-                forgotten.append(self._promised.popitem(last=False)[1])
-            return container, tuple(forgotten)
+    @contextlib.contextmanager
+    def promising(self, kind: Kind) -> Iterator[tuple[ContainerId, tuple[ContainerId, ...]]]:
+        """Lend the id for the next of this kind, and those that will never be taken now, while the launcher is told.
+
+        Nobody is given the id before that: a room announced after its container was started would be built, and later
+        removed, over the files of the running one.
+        """
+        with self._announcing:
+            with self._lock:
+                container = self._promised.pop(kind, None) or new_container_id()
+                forgotten = []
+                while len(self._promised) >= _MOST_KINDS:
+                    forgotten.append(self._promised.popitem(last=False)[1])
+            try:
+                yield container, tuple(forgotten)
+            finally:
+                with self._lock:
+                    self._promised[kind] = container

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -249,3 +250,44 @@ def test_interrupted_creation(records: ContainerRecords, monkeypatch: pytest.Mon
         with pytest.raises(KeyboardInterrupt):
             records.create(new_id(), fields())
     assert os.listdir(records.directory) == []
+
+
+@pytest.mark.root
+def test_directory_is_container_roots_from_the_first_moment(tmp_path: Path) -> None:
+    """Container root may be building the room meanwhile: no moment shows it a directory that is somebody else's."""
+    owner = 123_456
+    (tmp_path / "containers").mkdir()
+    records = ContainerRecords(str(tmp_path), owner)
+    seen: set[int] = set()
+    done = threading.Event()
+    names = [new_id() for _ in range(300)]
+
+    def watch() -> None:
+        for name in names:
+            while not done.is_set():
+                with contextlib.suppress(FileNotFoundError):
+                    seen.add(os.stat(records.path(name)).st_uid)
+                    break
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        for name in names:
+            records.create(name, fields()).close()
+    finally:
+        watcher.join(20)
+        done.set()
+        watcher.join()
+    assert seen == {owner}
+    assert sorted(os.listdir(records.directory)) == sorted(names)
+
+
+@pytest.mark.root
+def test_room_built_ahead_is_kept(tmp_path: Path) -> None:
+    """A directory that holds a room is used as it is."""
+    (tmp_path / "containers").mkdir()
+    records = ContainerRecords(str(tmp_path), 123_456)
+    name = new_id()
+    os.makedirs(os.path.join(records.path(name), "upper"))
+    records.create(name, fields()).close()
+    assert sorted(os.listdir(records.path(name))) == ["record.json", "upper"]
