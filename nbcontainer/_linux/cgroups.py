@@ -30,6 +30,7 @@ __all__ = [
     "machine_hierarchies",
     "make_cgroup",
     "membership",
+    "refusal",
     "remove_cgroup",
 ]
 
@@ -230,12 +231,13 @@ def make_cgroup(
     for place in hierarchy.places:
         folder = f"{place}/{name}"
         try:
-            hand_down(hierarchy, place, controllers, files)
-            files.make(folder)
+            files.make(folder)  # first: where we may not, that is what there is to say
         except OSError as problem:
             problems.append((problem, place))
             continue
         try:
+            hand_down(hierarchy, place, controllers, files)
+            _refuse_invalid(folder, files)
             _fill(hierarchy, folder, files)
             if leaf:
                 hand_down(hierarchy, folder, controllers, files)
@@ -246,11 +248,16 @@ def make_cgroup(
             remove_cgroup(folder, files)
             continue
         return folder
-    raise _refusal(hierarchy, controllers, problems)
+    raise refusal(hierarchy, controllers, problems)
 
 
 def hand_down(hierarchy: Hierarchy, folder: str, controllers: frozenset[str], files: CgroupFiles) -> None:
-    """On v2, let the children of `folder` have `controllers`."""
+    """On v2, let the children of `folder` have `controllers`; `OSError` EBUSY when it holds processes itself.
+
+    The kernel alone does not refuse that for cpu, cpuset and pids: those it would hand down even then, but to
+    cgroups for threads, which no process can enter ("domain invalid", cgroup-v2.rst "Threads"), and it would leave
+    `folder` the top of a threaded subtree.
+    """
     if hierarchy.version == 1 or not controllers:
         return
     wanted = controllers - set(files.read(f"{folder}/cgroup.subtree_control").split())
@@ -259,7 +266,15 @@ def hand_down(hierarchy: Hierarchy, folder: str, controllers: frozenset[str], fi
     missing = wanted - set(files.read(f"{folder}/cgroup.controllers").split())
     if missing:
         raise OSError(errno.ENOTSUP, " ".join(sorted(missing)))
+    if files.has(f"{folder}/cgroup.type") and files.read(f"{folder}/cgroup.procs"):  # the machine's top has no type
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
     files.write(f"{folder}/cgroup.subtree_control", " ".join(f"+{each}" for each in sorted(wanted)))
+
+
+def _refuse_invalid(folder: str, files: CgroupFiles) -> None:
+    """Raise EBUSY for a new cgroup of v2 below one that holds both processes and controllers handed down already."""
+    if "invalid" in files.read(f"{folder}/cgroup.type"):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
 
 
 def _fill(hierarchy: Hierarchy, folder: str, files: CgroupFiles) -> None:
@@ -277,8 +292,8 @@ _DELEGATE = (
 )
 
 
-def _refusal(hierarchy: Hierarchy, controllers: frozenset[str], problems: list[tuple[OSError, str]]) -> CgroupRefusal:
-    """The most telling of the refusals met on the way up, as a cause and a fix."""
+def refusal(hierarchy: Hierarchy, controllers: frozenset[str], problems: list[tuple[OSError, str]]) -> CgroupRefusal:
+    """The most telling of the refusals, each with the place where it was met, as a cause and a fix."""
     by_code = {problem.errno: (problem, place) for problem, place in reversed(problems)}
     root = os.geteuid() == 0
     names = " and ".join(sorted(controllers))

@@ -1,8 +1,9 @@
 """A cgroup file system that needs no kernel: folders with the files a kernel would show, and its rules.
 
 For tests of what makes and fills cgroups, of layouts that the machine at hand does not have. It keeps the rules that
-decide whether a place can be used: on v2, controllers are handed down from parent to child, not from a cgroup that
-holds processes; a folder is owned by somebody; one with children or processes cannot be removed.
+decide whether a place can be used: on v2, controllers are handed down from parent to child, from a cgroup that holds
+processes only those for threads, and then to children that no process can enter; a folder is owned by somebody; one
+with children or processes cannot be removed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _V1_FILES = {
     "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
     "freezer": {"freezer.state": "THAWED"},
 }
+_FOR_THREADS = frozenset({"cpu", "cpuset", "pids"})
 _V2_FILES = {
     "memory": {
         "memory.max": "max",
@@ -126,6 +128,8 @@ class FakeCgroups:
         elif name == "cpuset.cpus" and self.version == 1:
             self._narrow(folder, text)
         elif name == "cgroup.procs":
+            if "invalid" in self.read(f"{folder}/cgroup.type"):
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), folder)
             self._put(path, f"{self.read(path)}{text}\n")
         else:
             self._put(path, text)
@@ -138,13 +142,23 @@ class FakeCgroups:
         asked = {word.removeprefix("+") for word in text.split()}
         if not asked <= set(self.read(f"{folder}/cgroup.controllers").split()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-        if folder != self.point and self.read(f"{folder}/cgroup.procs").strip():
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)  # no internal processes
+        if self._is_busy(folder):  # no internal processes; but threads may compete
+            if asked - _FOR_THREADS:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
+            self._put(f"{folder}/cgroup.type", "domain threaded\n")
         enabled = asked | set(self.read(f"{folder}/cgroup.subtree_control").split())
         self._put(f"{folder}/cgroup.subtree_control", " ".join(sorted(enabled)))
         for entry in os.scandir(folder):
             if entry.is_dir():
                 self._populate(entry.path, enabled)
+                self._put(f"{entry.path}/cgroup.type", self._type_below(folder))
+
+    def _is_busy(self, folder: str) -> bool:
+        return folder != self.point and bool(self.read(f"{folder}/cgroup.procs").strip())
+
+    def _type_below(self, folder: str) -> str:
+        above = self.read(f"{folder}/cgroup.type").strip()
+        return "domain invalid\n" if above in {"domain threaded", "domain invalid"} else "domain\n"
 
     def _narrow(self, folder: str, text: str) -> None:
         """A cpuset of v1 holds no less than its children and no more than its parent."""
@@ -161,7 +175,8 @@ class FakeCgroups:
         files = {"cgroup.procs": ""}
         if self.version == 2:
             files |= {"cgroup.controllers": " ".join(sorted(controllers)), "cgroup.subtree_control": ""}
-            files |= {} if folder == self.point else {"cgroup.freeze": "0"}
+            if folder != self.point:
+                files |= {"cgroup.freeze": "0", "cgroup.type": self._type_below(os.path.dirname(folder))}
         for controller in controllers:
             files |= (_V1_FILES if self.version == 1 else _V2_FILES).get(controller, {})
         for name, text in files.items():

@@ -168,6 +168,34 @@ def test_internal_processes(v2: FakeCgroups, monkeypatch: pytest.MonkeyPatch) ->
     assert "holds processes itself" in problem.cause
 
 
+@pytest.mark.parametrize("before", ["", "pids"])
+def test_controllers_for_threads(v2: FakeCgroups, before: str) -> None:
+    """From a cgroup that holds processes pids is not handed down, though the kernel would: nobody could enter.
+
+    Where somebody has done that already, what is below it is left alone too.
+    """
+    if before:
+        v2.write(f"{v2.point}/user/app/jupyter/cgroup.subtree_control", f"+{before}")
+    kind = v2.read(f"{v2.point}/user/app/jupyter/cgroup.type")
+    made = make_cgroup(v2.hierarchy("/user/app/jupyter"), "box", frozenset({"pids"}), v2)
+    assert made == f"{v2.point}/user/app/box"
+    assert v2.read(f"{made}/cgroup.type") == "domain\n"
+    assert v2.read(f"{v2.point}/user/app/jupyter/cgroup.type") == kind
+    assert not os.path.exists(f"{v2.point}/user/app/jupyter/box")
+    v2.write(f"{made}/cgroup.procs", "7")
+
+
+def test_fake_keeps_the_rule_of_threads(v2: FakeCgroups) -> None:
+    """The kernel's own answers: pids goes down from a busy cgroup, memory does not, and no process can follow."""
+    busy = f"{v2.point}/user/app/jupyter"
+    with pytest.raises(OSError, match="busy"):
+        v2.write(f"{busy}/cgroup.subtree_control", "+memory")
+    v2.write(f"{busy}/cgroup.subtree_control", "+pids")
+    v2.make(f"{busy}/box")
+    with pytest.raises(OSError, match="not supported"):
+        v2.write(f"{busy}/box/cgroup.procs", "7")
+
+
 def test_v1_as_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On v1 only root may, and the sentence says so."""
     monkeypatch.setattr("os.geteuid", lambda: 1000)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nbcontainer._linux.cgroups import INSIDE
+from nbcontainer._linux.cgroups import INSIDE, CgroupRefusal
 from nbcontainer.errors import UnsupportedHost
 from nbcontainer.model import ContainerId, Limits
-from nbcontainer.runtime.groups import Verdict, make_group, ours
+from nbcontainer.runtime.groups import Verdict, make_group, open_controller, ours
 from nbcontainer.testing.cgroupfs import FakeCgroups
 
 if TYPE_CHECKING:
@@ -100,6 +100,20 @@ def test_processors_change(tmp_path: Path) -> None:
         group.apply(Limits(cpuset_cpus=wanted))
         assert files.read(f"{group.folder('cpuset')}/cpuset.cpus") == wanted
         assert files.read(f"{group.folder('cpuset')}/{INSIDE}/cpuset.cpus") == wanted
+
+
+def test_controller_is_opened_late(v2: FakeCgroups) -> None:
+    """A container of the pool gets a controller through its launcher; one that is not here is named."""
+    v2.grow("/app", enabled=("pids",))
+    v2.grow("/app/nbcontainer-7", enabled=("pids",))
+    folder = v2.grow("/app/nbcontainer-7/c1", processes=(8,))
+    v2.set(f"{v2.point}/app/cgroup.controllers", "cpu pids")
+    open_controller("cpu", folder, v2.hierarchy("/app"), v2)
+    assert v2.read(f"{folder}/cgroup.controllers") == "cpu pids"
+    with pytest.raises(CgroupRefusal) as caught:
+        open_controller("cpuset", folder, v2.hierarchy("/app"), v2)
+    assert caught.value.cause == f"the controller cpuset is not handed down to {v2.point}/app"
+    assert "Delegate=" in caught.value.fix
 
 
 @pytest.mark.parametrize(("limits", "pids"), [({}, 4096), ({}, None), ({"pids": -1}, None)])
