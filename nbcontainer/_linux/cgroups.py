@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "ASIDE",
     "INSIDE",
     "CgroupFiles",
     "CgroupRefusal",
@@ -157,6 +158,10 @@ INSIDE = "inside"
 """The leaf of a group in which the container lives: its cgroup namespace shows that and nothing above, so that the
 limits, one level up, are out of its reach."""
 
+ASIDE = "nbcontainer-aside"
+"""The leaf into which everybody in a delegated cgroup is moved, so that there is room for containers beside them."""
+_ROUNDS = 10
+
 
 class CgroupFiles(Protocol):
     """What is done to cgroup folders; `nbcontainer.testing.cgroupfs` has one that needs no kernel."""
@@ -175,6 +180,9 @@ class CgroupFiles(Protocol):
 
     def has(self, path: str) -> bool:
         """Whether there is such a file."""
+
+    def is_delegated(self, path: str) -> bool:
+        """Whether a service manager has given this cgroup away, with everything below it."""
 
 
 class KernelFiles:
@@ -206,6 +214,12 @@ class KernelFiles:
         """See `CgroupFiles.has`."""
         return os.path.exists(path)
 
+    def is_delegated(self, path: str) -> bool:
+        """See `CgroupFiles.is_delegated`; the mark is systemd's, for Delegate=yes (its "Control Group APIs")."""
+        with contextlib.suppress(OSError):
+            return os.getxattr(path, "user.delegate") == b"1"
+        return False
+
 
 class CgroupRefusal(OSError):
     """No place for a cgroup: `cause` and `fix` are the two halves of a sentence."""
@@ -225,7 +239,8 @@ def make_cgroup(
     """Make a cgroup `name` in the nearest place of `hierarchy` that has `controllers`; return its folder.
 
     With `leaf` there is one of that name in it, and on v2 the controllers are handed down to it too (which also keeps
-    a service manager from taking them away above). Raises `CgroupRefusal`.
+    a service manager from taking them away above). Our own cgroup of v2 is such a place when it was delegated to us:
+    then a container stays within the limits of whoever started it. Raises `CgroupRefusal`.
     """
     problems: list[tuple[OSError, str]] = []
     for place in hierarchy.places:
@@ -236,6 +251,8 @@ def make_cgroup(
             problems.append((problem, place))
             continue
         try:
+            if place == hierarchy.places[0]:
+                _step_aside(hierarchy, place, files)
             hand_down(hierarchy, place, controllers, files)
             _refuse_invalid(folder, files)
             _fill(hierarchy, folder, files)
@@ -249,6 +266,24 @@ def make_cgroup(
             continue
         return folder
     raise refusal(hierarchy, controllers, problems)
+
+
+def _step_aside(hierarchy: Hierarchy, place: str, files: CgroupFiles) -> None:
+    """Empty a delegated cgroup of v2 by moving who is in it into a leaf, as systemd asks of who is delegated one.
+
+    A process that cannot be moved stays, and with it the cgroup is none to hand down from.
+    """
+    if hierarchy.version == 1 or not files.is_delegated(place):
+        return
+    for _ in range(_ROUNDS):  # one not yet moved may have forked
+        processes = files.read(f"{place}/cgroup.procs").split()
+        if not processes:
+            return
+        with contextlib.suppress(FileExistsError):
+            files.make(f"{place}/{ASIDE}")
+        for process in processes:
+            with contextlib.suppress(OSError):
+                files.write(f"{place}/{ASIDE}/cgroup.procs", process)
 
 
 def hand_down(hierarchy: Hierarchy, folder: str, controllers: frozenset[str], files: CgroupFiles) -> None:

@@ -55,14 +55,17 @@ _V2_FILES = {
 class FakeCgroups:
     """One hierarchy below `point`, which must be an empty folder; a `CgroupFiles`.
 
-    `closed` are folders that belong to somebody else; `missing` are files this kernel does not have.
+    `closed` are folders that belong to somebody else, `delegated` those that a service manager has given away;
+    `missing` are files this kernel does not have, `rooted` processes that cannot be moved, or (v2) frozen.
     """
 
     point: str
     version: Literal[1, 2]
     controllers: frozenset[str]
     closed: set[str] = field(default_factory=set)
+    delegated: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    rooted: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._populate(self.point, self.controllers)
@@ -117,6 +120,10 @@ class FakeCgroups:
         """See `CgroupFiles.has`."""
         return os.path.exists(path)
 
+    def is_delegated(self, path: str) -> bool:
+        """See `CgroupFiles.is_delegated`."""
+        return path in self.delegated
+
     def write(self, path: str, text: str) -> None:
         """See `CgroupFiles.write`."""
         folder, name = os.path.split(path)
@@ -127,12 +134,31 @@ class FakeCgroups:
             self._hand_down(folder, text)
         elif name == "cpuset.cpus" and self.version == 1:
             self._narrow(folder, text)
+        elif name == "cgroup.freeze":
+            self._put(path, text)
+            self._freeze(folder, asked=text.strip() == "1")
         elif name == "cgroup.procs":
             if "invalid" in self.read(f"{folder}/cgroup.type"):
                 raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), folder)
-            self._put(path, f"{self.read(path)}{text}\n")
+            self._move(path, text)
         else:
             self._put(path, text)
+
+    def _move(self, path: str, pid: str) -> None:
+        """A process is in one cgroup of a tree at a time."""
+        if int(pid) in self.rooted:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path)
+        for folder, _, _ in os.walk(self.point):
+            there = self.read(f"{folder}/cgroup.procs").splitlines()
+            if pid in there:
+                there.remove(pid)
+                self._put(f"{folder}/cgroup.procs", "".join(f"{each}\n" for each in there))
+        self._put(path, f"{self.read(path)}{pid}\n")
+
+    def _freeze(self, folder: str, *, asked: bool) -> None:
+        """What was asked and what has come about are two things."""
+        frozen = asked and not self.rooted & {int(pid) for pid in self.read(f"{folder}/cgroup.procs").split()}
+        self._put(f"{folder}/cgroup.events", f"populated 1\nfrozen {int(frozen)}\n")
 
     def _check(self, folder: str) -> None:
         if folder in self.closed:
