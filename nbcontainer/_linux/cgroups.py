@@ -158,8 +158,9 @@ INSIDE = "inside"
 """The leaf of a group in which the container lives: its cgroup namespace shows that and nothing above, so that the
 limits, one level up, are out of its reach."""
 
-ASIDE = "nbcontainer-aside"
-"""The leaf into which everybody in a delegated cgroup is moved, so that there is room for containers beside them."""
+ASIDE = "aside.nbcontainer"
+"""The leaf into which everybody in a delegated cgroup is moved, so that there is room for containers beside them. It
+must not look like a container's: Jupyter lives there."""
 _ROUNDS = 10
 
 

@@ -1,7 +1,7 @@
 """How long tests wait for what should happen: ten times longer with NBCONTAINER_TEST_PATIENCE=10, on a slow machine.
 
-It is for waiting that ends when the thing has happened, never for how long something took: those claims stay as they
-are.
+It is for waiting that ends when the thing has happened, and for claims that something is over "at once": on a machine
+that is emulated, nothing is.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from nbcontainer._linux.cgroups import controller_of, machine_hierarchies
 from nbcontainer.errors import Conflict, InvalidOption, UnsupportedHost
 from nbcontainer.model import Limits
 from nbcontainer.testing.rootfs import PYTHON
+from tests.harness.patience import patient
 from tests.integration.test_limits import MIB, keeps
 from tests.integration.tiers import Raised, wait_until
 
@@ -144,7 +145,7 @@ def test_paused_container_can_be_ended(tier: Tier, way: str) -> None:
         else:
             driver.kill()
         wait_until(lambda: not any(PYTHON in line for line in commands(below)), what="its processes are gone")
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < patient(8)
     if way in {"kill", "launcher"}:
         with tier.spawn() as driver:  # sweeps
             assert driver.run("true").ok

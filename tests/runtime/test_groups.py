@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nbcontainer._linux.cgroups import INSIDE, CgroupRefusal
+from nbcontainer._linux.cgroups import ASIDE, INSIDE, CgroupRefusal
 from nbcontainer.errors import UnsupportedHost
 from nbcontainer.model import ContainerId, Limits
 from nbcontainer.runtime.groups import Verdict, make_group, open_controller, ours
@@ -189,6 +189,7 @@ def test_verdict(tmp_path: Path, version: Any) -> None:
         ("/cg/nbcontainer-7/c3", "/cg/nbcontainer-7/c3"),
         ("/cg/user.slice", ""),
         ("/cg/inside", ""),
+        (f"/cg/jupyter.scope/{ASIDE}", ""),
         ("", ""),
     ],
 )

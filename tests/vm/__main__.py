@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ __all__ = ["main"]
 
 def main() -> int:
     """Read the command line, make what is missing, boot, and answer what the guest answered."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that qemu is ended, and what is half made removed
     options = _parser().parse_args()
     lacking = missing((*TOOLS, Machine.program))
     if lacking:
