@@ -1,8 +1,9 @@
 """Boot Debian in qemu and run the tests there: ``python -m tests.vm [OPTIONS] [-- PYTEST-ARGUMENT…]``.
 
-The machine has systemd, cgroup v2 alone, AppArmor and no network. Tests run in it as root, as a service would, and
-then as a user who is logged in and has started them in a scope of their own (``systemd-run --user --scope -p
-Delegate=yes``). What pytest says there is shown as it comes; the exit status is 0 when all of it passed.
+The machine has systemd, cgroup v2 alone, AppArmor and no network. Tests run in it as root, as a service would, then as
+a user who is logged in and has started them in a scope of their own (``systemd-run --user --scope -p Delegate=yes``),
+and those of limits as one who has not. What pytest says there is shown as it comes; the exit
+status is 0 when all of it passed.
 
 The disk is made once and kept in the cache folder, with Debian's packages by mmdebstrap and Python's by pip, each asked
 in its ordinary way. Nothing of the machine's own is changed, and root is not needed.

@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nbcontainer._linux.cgroups import layout_of, machine_hierarchies
 
@@ -30,10 +30,15 @@ _VERDICT = "verdict of the guest:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One person's run of pytest: which tests, and which markers may not be skipped."""
+    """One person's run of pytest: which tests, and which markers may not be skipped.
+
+    `login` is what the person's cgroup is: none of their own (root, in a service), a login session's, which is the
+    system's, or a scope in it that is delegated to them.
+    """
 
     tests: tuple[str, ...]
     require: tuple[str, ...]
+    login: Literal["", "session", "scope"] = ""
 
 
 SESSIONS = {
@@ -41,9 +46,14 @@ SESSIONS = {
         tests=("tests/_linux", "tests/runtime", "tests/integration", "tests/security"),
         require=("root", "userns", "overlay", "subids"),
     ),
-    "user": Session(tests=("tests/integration",), require=("userns", "overlay")),
+    "user": Session(tests=("tests/integration",), require=("userns", "overlay"), login="scope"),
+    "login": Session(
+        tests=("tests/integration/test_limits.py", "tests/integration/test_resources.py"),
+        require=("userns", "overlay"),
+        login="session",
+    ),
 }
-"""Who runs what: root as a service, and a user in a delegated scope of their own session."""
+"""Who runs what: root as a service; a user in a delegated scope; the same who has only logged in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +92,11 @@ def pytest_command(name: str, plan: Plan) -> list[str]:
     ]
 
 
-def as_logged_in(command: Sequence[str], environment: dict[str, str]) -> list[str]:
-    """The same command as `PERSON`, logged in, in a scope whose cgroup is delegated to them."""
-    words = [f"{name}={value}" for name, value in environment.items()]
-    scope = ["systemd-run", "--user", "--scope", "--quiet", "-p", "Delegate=yes", "env", *words, *command]
-    return ["su", "--login", PERSON, "--command", f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(scope)}"]
+def as_logged_in(command: Sequence[str], environment: dict[str, str], *, scope: bool) -> list[str]:
+    """The same command as `PERSON`, logged in, with `scope` in one whose cgroup is delegated to them."""
+    run = ["systemd-run", "--user", "--scope", "--quiet", "-p", "Delegate=yes"] if scope else []
+    words = [*run, "env", *(f"{name}={value}" for name, value in environment.items()), *command]
+    return ["su", "--login", PERSON, "--command", f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(words)}"]
 
 
 def verdict(report: str) -> int | None:
@@ -136,8 +146,9 @@ def run_sessions(plan: Plan) -> int:
     results = []
     for name in plan.sessions:
         command = pytest_command(name, plan)
-        if name == "user":
-            command = as_logged_in(command, environment)
+        login = SESSIONS[name].login
+        if login:
+            command = as_logged_in(command, environment, scope=login == "scope")
         print(f"\n── as {name}: {shlex.join(command)}", flush=True)
         began = time.monotonic()
         code = subprocess.run(

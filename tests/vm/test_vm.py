@@ -44,9 +44,10 @@ def test_every_session_requires_what_the_guest_can() -> None:
 
 def test_logged_in_scope() -> None:
     """The user's command goes through a login and a delegated scope, whatever is in its words."""
-    *_, script = as_logged_in(["pytest", "-k", "a or 'b'"], {"A": "x y"})
+    *_, script = as_logged_in(["pytest", "-k", "a or 'b'"], {"A": "x y"}, scope=True)
     assert "systemd-run --user --scope --quiet -p Delegate=yes env 'A=x y' pytest -k" in script
     assert script.endswith(r"""'a or '"'"'b'"'"''""")
+    assert "systemd-run" not in as_logged_in(["pytest"], {}, scope=False)[-1]
 
 
 def test_checkout_is_readable(tmp_path: Path) -> None:
