@@ -38,6 +38,7 @@ def main() -> int:
         return 0
     plan = Plan(
         sessions=tuple(options.session or SESSIONS),
+        seconds=options.timeout * 60 * 0.9,
         tests=tuple(options.tests or ()),
         arguments=tuple(options.arguments),
         patience=options.patience,

@@ -58,9 +58,10 @@ SESSIONS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the guest is asked to do; `tests` and `arguments` narrow down every session."""
+    """What the guest is asked to do; `tests` and `arguments` narrow down every session, `seconds` are for all."""
 
     sessions: tuple[str, ...]
+    seconds: float
     tests: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     patience: float = 1
@@ -75,18 +76,20 @@ class Plan:
         values = json.loads(text)
         return cls(
             sessions=tuple(values["sessions"]),
+            seconds=float(values["seconds"]),
             tests=tuple(values["tests"]),
             arguments=tuple(values["arguments"]),
             patience=float(values["patience"]),
         )
 
 
-def pytest_command(name: str, plan: Plan) -> list[str]:
-    """The pytest command of one session."""
+def pytest_command(name: str, plan: Plan, seconds: float) -> list[str]:
+    """The pytest command of one session, which stops after so many seconds and tells what it has found until then."""
     session = SESSIONS[name]
     return [
         *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--durations=15"),
-        *(f"--timeout={int(120 * plan.patience)}", f"--require={','.join(session.require)}"),
+        *(f"--timeout={int(120 * plan.patience)}", f"--session-timeout={max(int(seconds), 1)}"),
+        f"--require={','.join(session.require)}",
         *(plan.tests or session.tests),
         *plan.arguments,
     ]
@@ -144,8 +147,9 @@ def run_sessions(plan: Plan) -> int:
     os.makedirs(".hypothesis", exist_ok=True)
     os.chmod(".hypothesis", 0o1777)
     results = []
+    deadline = time.monotonic() + plan.seconds
     for name in plan.sessions:
-        command = pytest_command(name, plan)
+        command = pytest_command(name, plan, deadline - time.monotonic())
         login = SESSIONS[name].login
         if login:
             command = as_logged_in(command, environment, scope=login == "scope")

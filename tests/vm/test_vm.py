@@ -28,17 +28,17 @@ def test_verdict(report: str, expected: int | None) -> None:
 
 def test_plan_travels() -> None:
     """What the host asks for is what the guest reads."""
-    plan = Plan(sessions=("user",), tests=("tests/a.py",), arguments=("-k", "x y"), patience=2.5)
+    plan = Plan(sessions=("user",), seconds=60, tests=("tests/a.py",), arguments=("-k", "x y"), patience=2.5)
     assert Plan.parse(plan.text()) == plan
 
 
 def test_every_session_requires_what_the_guest_can() -> None:
     """In the guest a skip for want of user namespaces or overlays is a failure, and waiting is patient."""
     for name in SESSIONS:
-        command = pytest_command(name, Plan(sessions=(name,), patience=10))
+        command = pytest_command(name, Plan(sessions=(name,), seconds=60, patience=10), 59.5)
         (required,) = (word for word in command if word.startswith("--require="))
         assert {"userns", "overlay"} <= set(required.removeprefix("--require=").split(","))
-        assert "--timeout=1200" in command
+        assert {"--timeout=1200", "--session-timeout=59"} <= set(command)
         assert set(SESSIONS[name].tests) <= set(command)
 
 
@@ -52,7 +52,7 @@ def test_logged_in_scope() -> None:
 
 def test_checkout_is_readable(tmp_path: Path) -> None:
     """The guest's user can read what travels; no environment, cache or history of ours goes along."""
-    with tarfile.open(checkout(tmp_path / "checkout.tar", Plan(sessions=("root",)))) as archive:
+    with tarfile.open(checkout(tmp_path / "checkout.tar", Plan(sessions=("root",), seconds=60))) as archive:
         entries = {entry.name: entry for entry in archive}
     assert {"nbcontainer/__init__.py", "tests/conftest.py", "pyproject.toml", PLAN} <= set(entries)
     assert all(entry.mode & 0o004 and entry.uid == 0 for entry in entries.values())
