@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "ASIDE",
     "INSIDE",
     "CgroupFiles",
     "CgroupRefusal",
@@ -30,6 +31,7 @@ __all__ = [
     "machine_hierarchies",
     "make_cgroup",
     "membership",
+    "refusal",
     "remove_cgroup",
 ]
 
@@ -156,6 +158,11 @@ INSIDE = "inside"
 """The leaf of a group in which the container lives: its cgroup namespace shows that and nothing above, so that the
 limits, one level up, are out of its reach."""
 
+ASIDE = "aside.nbcontainer"
+"""The leaf into which everybody in a delegated cgroup is moved, so that there is room for containers beside them. It
+must not look like a container's: Jupyter lives there."""
+_ROUNDS = 10
+
 
 class CgroupFiles(Protocol):
     """What is done to cgroup folders; `nbcontainer.testing.cgroupfs` has one that needs no kernel."""
@@ -174,6 +181,9 @@ class CgroupFiles(Protocol):
 
     def has(self, path: str) -> bool:
         """Whether there is such a file."""
+
+    def is_delegated(self, path: str) -> bool:
+        """Whether a service manager has given this cgroup away, with everything below it."""
 
 
 class KernelFiles:
@@ -205,6 +215,12 @@ class KernelFiles:
         """See `CgroupFiles.has`."""
         return os.path.exists(path)
 
+    def is_delegated(self, path: str) -> bool:
+        """See `CgroupFiles.is_delegated`; the mark is systemd's, for Delegate=yes (its "Control Group APIs")."""
+        with contextlib.suppress(OSError):
+            return os.getxattr(path, "user.delegate") == b"1"
+        return False
+
 
 class CgroupRefusal(OSError):
     """No place for a cgroup: `cause` and `fix` are the two halves of a sentence."""
@@ -224,18 +240,22 @@ def make_cgroup(
     """Make a cgroup `name` in the nearest place of `hierarchy` that has `controllers`; return its folder.
 
     With `leaf` there is one of that name in it, and on v2 the controllers are handed down to it too (which also keeps
-    a service manager from taking them away above). Raises `CgroupRefusal`.
+    a service manager from taking them away above). Our own cgroup of v2 is such a place when it was delegated to us:
+    then a container stays within the limits of whoever started it. Raises `CgroupRefusal`.
     """
     problems: list[tuple[OSError, str]] = []
     for place in hierarchy.places:
         folder = f"{place}/{name}"
         try:
-            hand_down(hierarchy, place, controllers, files)
-            files.make(folder)
+            files.make(folder)  # first: where we may not, that is what there is to say
         except OSError as problem:
             problems.append((problem, place))
             continue
         try:
+            if place == hierarchy.places[0]:
+                _step_aside(hierarchy, place, files)
+            hand_down(hierarchy, place, controllers, files)
+            _refuse_invalid(folder, files)
             _fill(hierarchy, folder, files)
             if leaf:
                 hand_down(hierarchy, folder, controllers, files)
@@ -246,11 +266,34 @@ def make_cgroup(
             remove_cgroup(folder, files)
             continue
         return folder
-    raise _refusal(hierarchy, controllers, problems)
+    raise refusal(hierarchy, controllers, problems)
+
+
+def _step_aside(hierarchy: Hierarchy, place: str, files: CgroupFiles) -> None:
+    """Empty a delegated cgroup of v2 by moving who is in it into a leaf, as systemd asks of who is delegated one.
+
+    A process that cannot be moved stays, and with it the cgroup is none to hand down from.
+    """
+    if hierarchy.version == 1 or not files.is_delegated(place):
+        return
+    for _ in range(_ROUNDS):  # one not yet moved may have forked
+        processes = files.read(f"{place}/cgroup.procs").split()
+        if not processes:
+            return
+        with contextlib.suppress(FileExistsError):
+            files.make(f"{place}/{ASIDE}")
+        for process in processes:
+            with contextlib.suppress(OSError):
+                files.write(f"{place}/{ASIDE}/cgroup.procs", process)
 
 
 def hand_down(hierarchy: Hierarchy, folder: str, controllers: frozenset[str], files: CgroupFiles) -> None:
-    """On v2, let the children of `folder` have `controllers`."""
+    """On v2, let the children of `folder` have `controllers`; `OSError` EBUSY when it holds processes itself.
+
+    The kernel alone does not refuse that for cpu, cpuset and pids: those it would hand down even then, but to
+    cgroups for threads, which no process can enter ("domain invalid", cgroup-v2.rst "Threads"), and it would leave
+    `folder` the top of a threaded subtree.
+    """
     if hierarchy.version == 1 or not controllers:
         return
     wanted = controllers - set(files.read(f"{folder}/cgroup.subtree_control").split())
@@ -259,7 +302,15 @@ def hand_down(hierarchy: Hierarchy, folder: str, controllers: frozenset[str], fi
     missing = wanted - set(files.read(f"{folder}/cgroup.controllers").split())
     if missing:
         raise OSError(errno.ENOTSUP, " ".join(sorted(missing)))
+    if files.has(f"{folder}/cgroup.type") and files.read(f"{folder}/cgroup.procs"):  # the machine's top has no type
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
     files.write(f"{folder}/cgroup.subtree_control", " ".join(f"+{each}" for each in sorted(wanted)))
+
+
+def _refuse_invalid(folder: str, files: CgroupFiles) -> None:
+    """Raise EBUSY for a new cgroup of v2 below one that holds both processes and controllers handed down already."""
+    if "invalid" in files.read(f"{folder}/cgroup.type"):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
 
 
 def _fill(hierarchy: Hierarchy, folder: str, files: CgroupFiles) -> None:
@@ -277,8 +328,8 @@ _DELEGATE = (
 )
 
 
-def _refusal(hierarchy: Hierarchy, controllers: frozenset[str], problems: list[tuple[OSError, str]]) -> CgroupRefusal:
-    """The most telling of the refusals met on the way up, as a cause and a fix."""
+def refusal(hierarchy: Hierarchy, controllers: frozenset[str], problems: list[tuple[OSError, str]]) -> CgroupRefusal:
+    """The most telling of the refusals, each with the place where it was met, as a cause and a fix."""
     by_code = {problem.errno: (problem, place) for problem, place in reversed(problems)}
     root = os.geteuid() == 0
     names = " and ".join(sorted(controllers))

@@ -11,18 +11,24 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from typing import TYPE_CHECKING
 
-from nbcontainer._linux.cgroups import Hierarchy, KernelFiles, controller_of, machine_hierarchies, membership
+from nbcontainer._linux.cgroups import KernelFiles, controller_of, machine_hierarchies, membership
 from nbcontainer._linux.identity import parent_of
 from nbcontainer.errors import Conflict, UnsupportedHost
 from nbcontainer.runtime.cgroups import PREFIX
 from nbcontainer.runtime.groups import ours
 from nbcontainer.runtime.inside import processes_of
 
-__all__ = ["freezer_prefix", "is_paused", "pause", "thaw"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from nbcontainer._linux.cgroups import CgroupFiles, Hierarchy
+
+__all__ = ["freeze", "freezer_prefix", "is_paused", "pause", "thaw"]
 
 _PATIENCE = 5.0
-_FILES = KernelFiles()
+_FILES: CgroupFiles = KernelFiles()
 
 
 def pause(pid: int) -> None:
@@ -34,7 +40,7 @@ def pause(pid: int) -> None:
         if hierarchy.version == 1:
             _pause_v1(pid, hierarchy)
         else:
-            _write_freeze(pid, hierarchy, "1")
+            _pause_v2(pid, hierarchy)
     except OSError as problem:
         raise UnsupportedHost(f"this container cannot be paused: {problem}") from problem
 
@@ -56,10 +62,15 @@ def _pause_v1(pid: int, hierarchy: Hierarchy) -> None:
             with contextlib.suppress(ProcessLookupError):
                 _FILES.write(f"{folder}/cgroup.procs", str(process))
         moved |= missing
+    _await(lambda: _FILES.read(f"{folder}/freezer.state").strip() == "FROZEN", f"{folder}/freezer.state", "THAWED")
+
+
+def _await(stands_still: Callable[[], bool], file: str, undo: str, files: CgroupFiles = _FILES) -> None:
+    """Wait until it does; when it does not, take it back by writing `undo` and raise `Conflict`."""
     deadline = time.monotonic() + _PATIENCE
-    while _FILES.read(f"{folder}/freezer.state").strip() != "FROZEN":
+    while not stands_still():
         if time.monotonic() > deadline:
-            _FILES.write(f"{folder}/freezer.state", "THAWED")
+            files.write(file, undo)
             raise Conflict("a process of this container is in the middle of something that cannot be paused; try again")
         time.sleep(0.005)
 
@@ -90,15 +101,22 @@ def _uid(pid: int) -> int:
     return next((int(words[1]) for words in lines if words[:1] == ["Uid:"]), 0)
 
 
-def _write_freeze(pid: int, hierarchy: Hierarchy, text: str) -> None:
-    """On v2, freeze or thaw the cgroup in which the container's command lives."""
+def _pause_v2(pid: int, hierarchy: Hierarchy) -> None:
+    """On v2, freeze the cgroup in which the container's command lives."""
     folder = _folder_v2(pid, hierarchy)
     if not folder:
         raise UnsupportedHost(
             "this container cannot be paused: it has no cgroup of its own; start Jupyter in a scope of your own:"
             " systemd-run --user --scope -p Delegate=yes jupyter lab"
         )
-    _FILES.write(f"{folder}/cgroup.freeze", text)
+    freeze(folder)
+
+
+def freeze(folder: str, files: CgroupFiles = _FILES) -> None:
+    """Freeze a cgroup of v2 and wait until it is: the kernel answers before its last process stands still."""
+    files.write(f"{folder}/cgroup.freeze", "1")
+    events = f"{folder}/cgroup.events"
+    _await(lambda: "frozen 1" in files.read(events).splitlines(), f"{folder}/cgroup.freeze", "0", files)
 
 
 def _folder_v2(pid: int, hierarchy: Hierarchy) -> str:

@@ -23,6 +23,7 @@ from nbcontainer._linux.cgroups import (
     hand_down,
     make_cgroup,
     membership,
+    refusal,
     remove_cgroup,
 )
 from nbcontainer.errors import UnsupportedHost
@@ -35,7 +36,16 @@ if TYPE_CHECKING:
     from nbcontainer._linux.cgroups import CgroupFiles, Hierarchy
     from nbcontainer.model import ContainerId, Limits
 
-__all__ = ["Group", "Verdict", "change_limits", "entrances_to", "group_of", "late_folders", "make_group"]
+__all__ = [
+    "Group",
+    "Verdict",
+    "change_limits",
+    "entrances_to",
+    "group_of",
+    "late_folders",
+    "make_group",
+    "open_controller",
+]
 
 _PATIENCE = 2.0
 _NO_LIMIT = 1 << 60
@@ -352,7 +362,9 @@ def change_limits(
             _refuse_late(controller, hierarchy)
             assert hierarchy is not None
             if hierarchy.version == 2:
-                _open_controller(group, controller, processes[0], hierarchy, files)
+                folder = ours(membership(processes[0], (hierarchy,)).get(hierarchy.point, ""))
+                open_controller(controller, folder, hierarchy, files)
+                group.add(controller, folder, hierarchy)
             else:
                 group.add(controller, _move(pid, processes, controller, hierarchy, files), hierarchy)
         except CgroupRefusal as problem:
@@ -373,9 +385,8 @@ def _refuse_late(controller: str, hierarchy: Hierarchy | None) -> None:
         raise CgroupRefusal("no cgroup counts this container's processes", "start it with --pids-limit")
 
 
-def _open_controller(group: Group, controller: str, process: int, hierarchy: Hierarchy, files: CgroupFiles) -> None:
-    """Hand a controller of v2 down to the leaf in which a container of the pool lives."""
-    folder = ours(membership(process, (hierarchy,)).get(hierarchy.point, ""))
+def open_controller(controller: str, folder: str, hierarchy: Hierarchy, files: CgroupFiles) -> None:
+    """Hand a controller of v2 down to `folder`, in which a container of the pool lives; raises `CgroupRefusal`."""
     if not folder:
         raise CgroupRefusal("the container has no cgroup of its own", f"start it with {OPTIONS[controller]}")
     chain = [os.path.dirname(folder)]
@@ -385,11 +396,7 @@ def _open_controller(group: Group, controller: str, process: int, hierarchy: Hie
         for each in chain:
             hand_down(hierarchy, each, frozenset({controller}), files)
     except OSError as problem:
-        raise CgroupRefusal(
-            f"the controller {controller} is not handed down to {folder} ({problem.strerror})",
-            f"start the container with {OPTIONS[controller]} to be told the fix",
-        ) from problem
-    group.add(controller, folder, hierarchy)
+        raise refusal(hierarchy, frozenset({controller}), [(problem, each)]) from problem
 
 
 def _move(pid: int, processes: list[int], controller: str, hierarchy: Hierarchy, files: CgroupFiles) -> str:

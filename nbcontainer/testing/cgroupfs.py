@@ -1,8 +1,9 @@
 """A cgroup file system that needs no kernel: folders with the files a kernel would show, and its rules.
 
 For tests of what makes and fills cgroups, of layouts that the machine at hand does not have. It keeps the rules that
-decide whether a place can be used: on v2, controllers are handed down from parent to child, not from a cgroup that
-holds processes; a folder is owned by somebody; one with children or processes cannot be removed.
+decide whether a place can be used: on v2, controllers are handed down from parent to child, from a cgroup that holds
+processes only those for threads, and then to children that no process can enter; a folder is owned by somebody; one
+with children or processes cannot be removed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _V1_FILES = {
     "pids": {"pids.max": "max", "pids.current": "0", "pids.events": "max 0"},
     "freezer": {"freezer.state": "THAWED"},
 }
+_FOR_THREADS = frozenset({"cpu", "cpuset", "pids"})
 _V2_FILES = {
     "memory": {
         "memory.max": "max",
@@ -53,14 +55,17 @@ _V2_FILES = {
 class FakeCgroups:
     """One hierarchy below `point`, which must be an empty folder; a `CgroupFiles`.
 
-    `closed` are folders that belong to somebody else; `missing` are files this kernel does not have.
+    `closed` are folders that belong to somebody else, `delegated` those that a service manager has given away;
+    `missing` are files this kernel does not have, `rooted` processes that cannot be moved, or (v2) frozen.
     """
 
     point: str
     version: Literal[1, 2]
     controllers: frozenset[str]
     closed: set[str] = field(default_factory=set)
+    delegated: set[str] = field(default_factory=set)
     missing: set[str] = field(default_factory=set)
+    rooted: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._populate(self.point, self.controllers)
@@ -115,6 +120,10 @@ class FakeCgroups:
         """See `CgroupFiles.has`."""
         return os.path.exists(path)
 
+    def is_delegated(self, path: str) -> bool:
+        """See `CgroupFiles.is_delegated`."""
+        return path in self.delegated
+
     def write(self, path: str, text: str) -> None:
         """See `CgroupFiles.write`."""
         folder, name = os.path.split(path)
@@ -125,10 +134,31 @@ class FakeCgroups:
             self._hand_down(folder, text)
         elif name == "cpuset.cpus" and self.version == 1:
             self._narrow(folder, text)
+        elif name == "cgroup.freeze":
+            self._put(path, text)
+            self._freeze(folder, asked=text.strip() == "1")
         elif name == "cgroup.procs":
-            self._put(path, f"{self.read(path)}{text}\n")
+            if "invalid" in self.read(f"{folder}/cgroup.type"):
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), folder)
+            self._move(path, text)
         else:
             self._put(path, text)
+
+    def _move(self, path: str, pid: str) -> None:
+        """A process is in one cgroup of a tree at a time."""
+        if int(pid) in self.rooted:
+            raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), path)
+        for folder, _, _ in os.walk(self.point):
+            there = self.read(f"{folder}/cgroup.procs").splitlines()
+            if pid in there:
+                there.remove(pid)
+                self._put(f"{folder}/cgroup.procs", "".join(f"{each}\n" for each in there))
+        self._put(path, f"{self.read(path)}{pid}\n")
+
+    def _freeze(self, folder: str, *, asked: bool) -> None:
+        """What was asked and what has come about are two things."""
+        frozen = asked and not self.rooted & {int(pid) for pid in self.read(f"{folder}/cgroup.procs").split()}
+        self._put(f"{folder}/cgroup.events", f"populated 1\nfrozen {int(frozen)}\n")
 
     def _check(self, folder: str) -> None:
         if folder in self.closed:
@@ -138,13 +168,23 @@ class FakeCgroups:
         asked = {word.removeprefix("+") for word in text.split()}
         if not asked <= set(self.read(f"{folder}/cgroup.controllers").split()):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-        if folder != self.point and self.read(f"{folder}/cgroup.procs").strip():
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)  # no internal processes
+        if self._is_busy(folder):  # no internal processes; but threads may compete
+            if asked - _FOR_THREADS:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), folder)
+            self._put(f"{folder}/cgroup.type", "domain threaded\n")
         enabled = asked | set(self.read(f"{folder}/cgroup.subtree_control").split())
         self._put(f"{folder}/cgroup.subtree_control", " ".join(sorted(enabled)))
         for entry in os.scandir(folder):
             if entry.is_dir():
                 self._populate(entry.path, enabled)
+                self._put(f"{entry.path}/cgroup.type", self._type_below(folder))
+
+    def _is_busy(self, folder: str) -> bool:
+        return folder != self.point and bool(self.read(f"{folder}/cgroup.procs").strip())
+
+    def _type_below(self, folder: str) -> str:
+        above = self.read(f"{folder}/cgroup.type").strip()
+        return "domain invalid\n" if above in {"domain threaded", "domain invalid"} else "domain\n"
 
     def _narrow(self, folder: str, text: str) -> None:
         """A cpuset of v1 holds no less than its children and no more than its parent."""
@@ -161,7 +201,8 @@ class FakeCgroups:
         files = {"cgroup.procs": ""}
         if self.version == 2:
             files |= {"cgroup.controllers": " ".join(sorted(controllers)), "cgroup.subtree_control": ""}
-            files |= {} if folder == self.point else {"cgroup.freeze": "0"}
+            if folder != self.point:
+                files |= {"cgroup.freeze": "0", "cgroup.type": self._type_below(os.path.dirname(folder))}
         for controller in controllers:
             files |= (_V1_FILES if self.version == 1 else _V2_FILES).get(controller, {})
         for name, text in files.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nbcontainer._linux.cgroups import (
+    ASIDE,
     INSIDE,
     CgroupRefusal,
     Hierarchy,
@@ -166,6 +167,58 @@ def test_internal_processes(v2: FakeCgroups, monkeypatch: pytest.MonkeyPatch) ->
     v2.closed = {v2.point, *(f"{v2.point}{each}" for each in ("/user", "/user/app"))}
     problem = refusal(v2, "/user/app/jupyter", "memory")
     assert "holds processes itself" in problem.cause
+
+
+@pytest.mark.parametrize("before", ["", "pids"])
+def test_controllers_for_threads(v2: FakeCgroups, before: str) -> None:
+    """From a cgroup that holds processes pids is not handed down, though the kernel would: nobody could enter.
+
+    Where somebody has done that already, what is below it is left alone too.
+    """
+    if before:
+        v2.write(f"{v2.point}/user/app/jupyter/cgroup.subtree_control", f"+{before}")
+    kind = v2.read(f"{v2.point}/user/app/jupyter/cgroup.type")
+    made = make_cgroup(v2.hierarchy("/user/app/jupyter"), "box", frozenset({"pids"}), v2)
+    assert made == f"{v2.point}/user/app/box"
+    assert v2.read(f"{made}/cgroup.type") == "domain\n"
+    assert v2.read(f"{v2.point}/user/app/jupyter/cgroup.type") == kind
+    assert not os.path.exists(f"{v2.point}/user/app/jupyter/box")
+    v2.write(f"{made}/cgroup.procs", "7")
+
+
+def test_delegated_scope(v2: FakeCgroups) -> None:
+    """Whoever is in a scope that was delegated moves into a leaf of it, and containers come beside them, within it."""
+    scope = f"{v2.point}/user/app/jupyter"
+    v2.delegated = {scope}
+    v2.set(f"{scope}/cgroup.procs", "100\n101\n")
+    made = make_cgroup(v2.hierarchy("/user/app/jupyter"), "box", frozenset({"memory", "pids"}), v2, leaf=INSIDE)
+    assert made == f"{scope}/box"
+    assert v2.read(f"{scope}/{ASIDE}/cgroup.procs") == "100\n101\n"
+    assert v2.read(f"{scope}/cgroup.subtree_control") == "memory pids"
+    again = make_cgroup(v2.hierarchy(f"/user/app/jupyter/{ASIDE}"), "box2", frozenset({"memory"}), v2)
+    assert again == f"{scope}/box2"
+
+
+def test_delegated_scope_that_stays_busy(v2: FakeCgroups) -> None:
+    """Where somebody cannot be moved, the place beside the scope is taken, as where nothing was delegated."""
+    scope = f"{v2.point}/user/app/jupyter"
+    v2.delegated, v2.rooted = {scope}, {101}
+    v2.set(f"{scope}/cgroup.procs", "100\n101\n")
+    made = make_cgroup(v2.hierarchy("/user/app/jupyter"), "box", frozenset({"pids"}), v2)
+    assert made == f"{v2.point}/user/app/box"
+    assert v2.read(f"{scope}/cgroup.subtree_control") == ""
+    assert not os.path.exists(f"{scope}/box")
+
+
+def test_fake_keeps_the_rule_of_threads(v2: FakeCgroups) -> None:
+    """The kernel's own answers: pids goes down from a busy cgroup, memory does not, and no process can follow."""
+    busy = f"{v2.point}/user/app/jupyter"
+    with pytest.raises(OSError, match="busy"):
+        v2.write(f"{busy}/cgroup.subtree_control", "+memory")
+    v2.write(f"{busy}/cgroup.subtree_control", "+pids")
+    v2.make(f"{busy}/box")
+    with pytest.raises(OSError, match="not supported"):
+        v2.write(f"{busy}/box/cgroup.procs", "7")
 
 
 def test_v1_as_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nbcontainer._linux import identity
+from tests.harness.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def process(*argv: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def wait_until(claim: Callable[[], object]) -> None:
     """Wait a little for `claim`."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 from nbcontainer._linux.features import Feature, probe
+from tests.harness.patience import patient
 
 __all__ = ["PROBED", "absence", "feature"]
 
@@ -22,7 +23,7 @@ _PEERS = ("docker", "skopeo", "umoci", "docker-registry", "mmdebstrap")
 
 @functools.cache
 def _features() -> dict[str, Feature]:
-    return {each.name: each for each in probe(tempfile.gettempdir(), timeout=20)}
+    return {each.name: each for each in probe(tempfile.gettempdir(), timeout=patient(20))}
 
 
 def feature(name: str) -> Feature:

@@ -30,13 +30,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux.syscalls import set_child_subreaper
+from tests.harness.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Leaks", "Snapshot", "adopt_orphans", "deserted_cgroups", "processes_below"]
 
-_PATIENCE = 2.0
+_PATIENCE = patient(2.0)
 """Seconds that stragglers (a namespace being torn down, a process that was just killed) are given."""
 
 

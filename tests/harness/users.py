@@ -31,6 +31,7 @@ import pytest
 
 import nbcontainer
 from tests.harness.host import absence
+from tests.harness.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,7 +85,7 @@ def run_as(
         errors="replace",
     ) as process:
         try:
-            out, err = process.communicate(input, timeout=timeout)
+            out, err = process.communicate(input, timeout=patient(timeout))
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -137,7 +138,7 @@ def _made_user(request: pytest.FixtureRequest, name: str, *options: str) -> Iter
 def _administer(*argv: str) -> None:
     """Run useradd or userdel; another session may hold the lock of /etc/passwd (exit code 1) for a moment."""
     for _ in range(20):
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=patient(60), check=False)
         if done.returncode != 1:
             break
         time.sleep(0.25)
@@ -205,7 +206,7 @@ def _complaint(python: str, uid: int, gid: int) -> str:
             extra_groups=[],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
         )
     except OSError as problem:

@@ -24,6 +24,7 @@ from nbcontainer import errors
 from nbcontainer._linux.idmaps import id_map_for_host
 from nbcontainer.model import RunResult
 from tests.harness.leaks import processes_below
+from tests.harness.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ SECRETS = {
 
 def wait_until(claim: Callable[[], object], *, within: float = 10, what: str = "") -> None:
     """Wait until `claim` holds; fail the test when it does not in time."""
-    deadline = time.monotonic() + within
+    deadline = time.monotonic() + patient(within)
     pause = 0.002
     while not claim():
         assert time.monotonic() < deadline, f"not within {within} s: {what or claim}"
@@ -107,7 +108,8 @@ class Driver:
                 **acting,
             )
         self._connection = Connection(ours.detach())
-        self._connection.send((root or tier.store, {"interrupt_grace": 0.5, **settings}))
+        usual = {"interrupt_grace": 0.5, "pool_idle": patient(300)}  # or it would be at rest otherwise than `AT_REST`
+        self._connection.send((root or tier.store, {**usual, **settings}))
         self._tier = tier
         self._live = _Live()
         self._busy = False
@@ -255,14 +257,14 @@ class Driver:
             self.process.kill()
         self._connection.close()
         try:
-            self.process.wait(20)
+            self.process.wait(patient(20))
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
             raise
 
     def _hear(self, enough: Callable[[_Live], bool], within: float) -> None:
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + patient(within)
         while not enough(self._live):
             left = deadline - time.monotonic()
             assert left > 0, f"nothing more within {within} s: {self._live}"
@@ -342,7 +344,7 @@ class Tier:
 
     def quiet(self, *, before: dict[str, Any]) -> str:
         """What the driver has more than before, as a sentence, after giving it a moment; "" for nothing."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + patient(5)
         while True:
             found = self._left(before)
             if not found or time.monotonic() > deadline:

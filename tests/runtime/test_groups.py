@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nbcontainer._linux.cgroups import INSIDE
+from nbcontainer._linux.cgroups import ASIDE, INSIDE, CgroupRefusal
 from nbcontainer.errors import UnsupportedHost
 from nbcontainer.model import ContainerId, Limits
-from nbcontainer.runtime.groups import Verdict, make_group, ours
+from nbcontainer.runtime.groups import Verdict, make_group, open_controller, ours
 from nbcontainer.testing.cgroupfs import FakeCgroups
 
 if TYPE_CHECKING:
@@ -102,6 +102,20 @@ def test_processors_change(tmp_path: Path) -> None:
         assert files.read(f"{group.folder('cpuset')}/{INSIDE}/cpuset.cpus") == wanted
 
 
+def test_controller_is_opened_late(v2: FakeCgroups) -> None:
+    """A container of the pool gets a controller through its launcher; one that is not here is named."""
+    v2.grow("/app", enabled=("pids",))
+    v2.grow("/app/nbcontainer-7", enabled=("pids",))
+    folder = v2.grow("/app/nbcontainer-7/c1", processes=(8,))
+    v2.set(f"{v2.point}/app/cgroup.controllers", "cpu pids")
+    open_controller("cpu", folder, v2.hierarchy("/app"), v2)
+    assert v2.read(f"{folder}/cgroup.controllers") == "cpu pids"
+    with pytest.raises(CgroupRefusal) as caught:
+        open_controller("cpuset", folder, v2.hierarchy("/app"), v2)
+    assert caught.value.cause == f"the controller cpuset is not handed down to {v2.point}/app"
+    assert "Delegate=" in caught.value.fix
+
+
 @pytest.mark.parametrize(("limits", "pids"), [({}, 4096), ({}, None), ({"pids": -1}, None)])
 def test_nothing_asked(v2: FakeCgroups, limits: dict[str, Any], pids: int | None) -> None:
     """Without limits there is no group; no limit where there is none is no limit either."""
@@ -175,6 +189,7 @@ def test_verdict(tmp_path: Path, version: Any) -> None:
         ("/cg/nbcontainer-7/c3", "/cg/nbcontainer-7/c3"),
         ("/cg/user.slice", ""),
         ("/cg/inside", ""),
+        (f"/cg/jupyter.scope/{ASIDE}", ""),
         ("", ""),
     ],
 )
