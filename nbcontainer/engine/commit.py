@@ -37,10 +37,11 @@ def commit(
     message: str,
     author: str,
     changes: Sequence[str],
+    still: bool,
 ) -> tuple[Image, int, tuple[str, ...]]:
     """Make the image; give it, the bytes of its new layer's tar, and what the person should know.
 
-    The caller holds the store's lock shared.
+    The caller holds the store's lock shared, and has seen to it that the container stands `still` or has not.
     """
     reference = _reference(name)
     base = _base(session, stored)
@@ -66,7 +67,7 @@ def commit(
     )
     checked_config(config)
     image = committer.commit(base, layer, config, lambda digest: reference or _untagged(digest))
-    return image, layer.unpacked, _notices(session, stored, packed)
+    return image, layer.unpacked, _notices(session, stored, packed, still=still)
 
 
 def _reference(name: str) -> Reference | None:
@@ -123,12 +124,14 @@ def _write_layer(session: Session, stored: Stored, sink: Callable[[bytes], objec
         return call_streaming(call, "layer", {"upper": step["upper"], "lower": step["lower"]}, take)
 
 
-def _notices(session: Session, stored: Stored, packed: dict[str, Any]) -> tuple[str, ...]:
+def _notices(session: Session, stored: Stored, packed: dict[str, Any], *, still: bool) -> tuple[str, ...]:
     notices = list(packed.get("notices", ()))
     if packed.get("left_out", 0) > len(notices):
         notices.append(f"{packed['left_out'] - len(notices)} more were left out")
-    if stored.locked:
-        notices.append("the container was running: what it wrote meanwhile may be in the image in part")
+    if stored.locked and not still:
+        notices.append(
+            "the container was running: what it wrote meanwhile may be in the image in part; --pause holds it still"
+        )
     if session.id_map.single:
         notices.append("every changed file belongs to root in the image: your account has no subordinate ids")
     return tuple(notices)

@@ -412,17 +412,22 @@ class Engine:
         message: str = "",
         author: str = "",
         changes: Sequence[str] = (),
+        pause: bool = False,
     ) -> CommittedImage:
         """Make an image of what a container has changed, on top of the image it was started from.
 
         `changes` are Dockerfile instructions (CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD, USER, VOLUME, WORKDIR);
         the rest of the image's settings stay, and nothing of how the container was run is written into it. Without
-        `name` the image can be used by its id.
+        `name` the image can be used by its id. With `pause` a running container stands still meanwhile, where it can.
         """
         session = self._connect()
-        with lock_store(self.settings.root, shared=True):
+        with lock_store(self.settings.root, shared=True), contextlib.ExitStack() as undo:
             stored = self._records.find(container)
-            image, size, notices = commit(session, stored, name, message=message, author=author, changes=changes)
+            if pause and stored.locked:
+                undo.enter_context(resources.held_still(stored))
+            image, size, notices = commit(
+                session, stored, name, message=message, author=author, changes=changes, still=pause
+            )
         return CommittedImage(
             image=self._summary(image), layer=image.manifest.layers[-1].digest, size=size, notices=notices
         )

@@ -104,6 +104,7 @@ def _commit(session: Session, arguments: Namespace) -> object:
         message=arguments.message or "",
         author=arguments.author or "",
         changes=arguments.change,
+        pause=arguments.pause,
     )
     for notice in made.notices:
         session.output("stderr", f"{tables.printable(notice)}\n".encode())
@@ -176,7 +177,7 @@ FILE_VERBS: tuple[Verb, ...] = (
             ),
             Option(
                 flags=("-p", "--pause"),
-                refusal="containers cannot be paused yet; one that runs is committed as it is found",
+                help="hold a running container still meanwhile; it is committed as it is found otherwise",
             ),
         ),
         examples=("commit work class/base:2", "commit -m 'with pandas' -c 'ENV LANG=C.UTF-8' work"),

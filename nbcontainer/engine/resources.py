@@ -7,6 +7,7 @@ and whoever has changed its limits since.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,14 @@ from nbcontainer.runtime.inside import consumption, processes_of, table_of
 from nbcontainer.runtime.limits import check_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.engine.records import Stored
     from nbcontainer.model import IdMap
     from nbcontainer.runtime.inside import Consumption
 
-__all__ = ["change", "pause", "paused", "processes", "unpause", "usage"]
+__all__ = ["change", "held_still", "pause", "paused", "processes", "unpause", "usage"]
 
 _BETWEEN = 0.5
 """Seconds between the two looks from which the use of the processor is told."""
@@ -126,6 +127,20 @@ def unpause(stored: Stored) -> None:
     if not freezer.is_paused(pid):
         raise Conflict(f"container {_name(stored)} is not paused")
     freezer.thaw(pid)
+
+
+@contextlib.contextmanager
+def held_still(stored: Stored) -> Iterator[None]:
+    """Pause a running container for a while; one that is paused already stays so afterwards."""
+    pid = running_pid(stored)
+    if freezer.is_paused(pid):
+        yield
+        return
+    freezer.pause(pid)
+    try:
+        yield
+    finally:
+        freezer.thaw(pid)
 
 
 def paused(pids: Sequence[int]) -> frozenset[int]:

@@ -440,8 +440,17 @@ class RecordingEngine:
         message: str = "",
         author: str = "",
         changes: Sequence[str] = (),
+        pause: bool = False,
     ) -> CommittedImage:
-        self._record("commit", container=container, name=name, message=message, author=author, changes=tuple(changes))
+        self._record(
+            "commit",
+            container=container,
+            name=name,
+            message=message,
+            author=author,
+            changes=tuple(changes),
+            pause=pause,
+        )
         image = self.image(str(Reference.parse(name or "untagged")))
         return CommittedImage(image=image, layer=Digest.of(b"layer"), size=1024, notices=self.copied.notices)
 

@@ -69,7 +69,7 @@ def test_copies() -> None:
 
 
 def test_commit_and_export() -> None:
-    """Options arrive as they are typed; pausing is refused by name; an export needs a file in a notebook."""
+    """Options arrive as they are typed; an export needs a file in a notebook."""
     engine = RecordingEngine()
     session = FakeSession(engine)
     answer = dispatch(
@@ -78,7 +78,10 @@ def test_commit_and_export() -> None:
     assert str(answer).startswith("sha256:")
     assert engine.last("commit") == {
         "container": "work", "name": "class/b:2", "message": "x", "author": "Ada", "changes": ("ENV A=1", "USER me"),
+        "pause": False,
     }  # fmt: skip
+    dispatch(session, ["commit", "--pause", "work"])
+    assert engine.last("commit")["pause"]
     dispatch(session, ["export", "-o", "root.tar", "work"])
     assert engine.last("export") == {"container": "work", "target": "root.tar"}
     with pytest.raises(InvalidOption, match="-o FILE"):

@@ -122,6 +122,28 @@ def test_commit_while_it_runs(tier: Tier) -> None:
     tier.driver.call("remove_image", "live")
 
 
+def test_commit_of_a_container_held_still(tier: Tier) -> None:
+    """With pause nothing is written meanwhile, so two files that grow together are alike; afterwards it goes on."""
+    script = "echo ready; while :; do echo x >> /root/a; echo x >> /root/b; done"
+    with tier.spawn() as keeper:
+        keeper.begin_run(script=script, name="busy", remove=True)
+        keeper.wait_for_output(b"ready")
+        try:
+            made = tier.driver.call("commit", "busy", "class/still", pause=True)
+        except Raised as raised:  # an ordinary user with cgroups v1
+            assert not tier.privileged
+            assert "cannot be paused" in str(raised)
+        else:
+            assert not any("was running" in notice for notice in made.notices)
+            first, second = tier.run(script="wc -l < /root/a; wc -l < /root/b", image="class/still").stdout.split()
+            assert int(first) - int(second) in {0, 1}
+            tier.driver.call("remove_image", "class/still")
+        (row,) = tier.driver.call("containers")
+        assert not row.paused
+        tier.driver.call("kill", "busy")
+        keeper.finish()
+
+
 def test_commit_refused(tier: Tier) -> None:
     """What cannot be is said before anything is stored."""
     assert tier.run("true", name="box").ok
