@@ -49,7 +49,7 @@ Completes = Literal["", "image", "stored", "container", "running", "either", "ve
 Count = Literal["one", "optional", "any", "some", "rest"]
 PREFIX: dict[Door, str] = {"notebook": "%container", "terminal": "nbcontainer"}
 _WIDTH = 100
-_BRACES = "Options and IMAGE may name variables in braces, as in -v {folder}:/data; COMMAND is taken as it is."
+_BRACES = "Options and {} may name variables in braces, as in -v {{folder}}:/data; COMMAND is taken as it is."
 
 
 class HelpRequested(Exception):
@@ -300,9 +300,9 @@ def verb_help(verb: Verb, door: Door) -> str:
     """What ``VERB -h`` shows."""
     parts = [f"{verb.summary}\n\nusage: {usage(verb, door)}"]
     if door == "notebook" and verb.takes_command:
-        cell = "%%container [OPTIONS] IMAGE [COMMAND ARG…]      the cell is the script, or COMMAND's input"
-        parts[0] += f"\n       {cell}"
-        parts.append(_BRACES)
+        line = f"%{usage(verb, door)}".replace("%%container run ", "%%container ")
+        parts[0] += f"\n       {line}      the cell is the script, or COMMAND's input"
+        parts.append(_BRACES.format(verb.positionals[0].name))
     if verb.description:
         parts.append(textwrap.fill(verb.description, _WIDTH))
     arguments = [(positional.name, positional.help) for positional in verb.positionals]

@@ -83,7 +83,7 @@ def execute(session: Session, lifecycle: Lifecycle, request: ExecRequest, *, gra
     if outcome.failure is not None and outcome.reason == "exited":
         raise start_error(f"container {request.container}", outcome.failure)
     if check and not result.ok:
-        raise bad_end(result)
+        raise bad_end(result, f"container {request.container}")
     return result
 
 

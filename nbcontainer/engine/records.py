@@ -9,6 +9,7 @@ that are kept, ``output.jsonl``.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import json
@@ -35,6 +36,7 @@ _RECORD = "record.json"
 _OUTPUT = "output.jsonl"
 _SCRIPT = "cell"
 _ABANDONED_AFTER = 3600.0
+_LISTED = "; `%container ps -a` lists those that are here"
 _LONGEST_PAUSE = 0.05
 _LONGEST_RECORD = 16 << 20
 _BUSY = 0.5
@@ -320,7 +322,9 @@ class ContainerRecords:
             shown = ", ".join(sorted(stored.id[:12] for stored in matching))
             raise InvalidReference(f"container id {text!r} fits several: {shown}; type more of it")
         if not matching:
-            raise ContainerNotFound(f"no container {text!r}; `%container ps -a` lists those that are here")
+            near = difflib.get_close_matches(text, [str(stored.fields.get("name", "")) for stored in every], n=1)
+            hint = f"; did you mean {near[0]}?" if near and near[0] else ""
+            raise ContainerNotFound(f"no container {text!r}{hint or _LISTED}")
         return matching[0]
 
     def script(self, stored: Stored) -> bytes | None:

@@ -133,15 +133,15 @@ def start_error(name: str, failure: Failed) -> NbcontainerError:
     return problem
 
 
-def bad_end(result: RunResult) -> ContainerExit:
-    """What to raise for a command that did not end well."""
+def bad_end(result: RunResult, name: str = "") -> ContainerExit:
+    """What to raise for a command that did not end well; `name` is what it ran in, when that is not just the image."""
     kinds: dict[str, type[ContainerExit]] = {"timeout": ContainerTimeout, "interrupted": ContainerInterrupted}
     kind = kinds.get(result.reason, ContainerExit)
     tail = "\n".join(result.stderr[-4096:].splitlines()[-_TAIL_LINES:])
     return kind(
         result.exit_code,
         result.argv,
-        image=result.image,
+        image=name or result.image,
         reason="; ".join((result.detail or f"exit code {result.exit_code}", *result.notes)),
         output=result.stdout,
         stderr_tail="" if result.reason in {"interrupted", "stopped"} else tail,

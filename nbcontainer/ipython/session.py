@@ -158,7 +158,7 @@ class NotebookSession:
                     check=request.raise_error,
                 )
         except ContainerStartError as problem:
-            raise _with_order_hint(problem, command) from None
+            raise _with_order_hint(problem, command, "image") from None
         return self._answer(result)
 
     def _joined(self, request: TypedExec, writer: OutputWriter) -> RunResult:
@@ -176,7 +176,7 @@ class NotebookSession:
                 check=request.raise_error,
             )
         except ContainerStartError as problem:
-            raise _with_order_hint(problem, command) from None
+            raise _with_order_hint(problem, command, "container") from None
 
     def _started(self, request: TypedStart, writer: OutputWriter) -> RunResult:
         asked: dict[str, Any] = {"timeout": request.timeout, "output": writer.write, "check": request.raise_error}
@@ -230,9 +230,11 @@ class NotebookSession:
         return LineResult.of(result) if self._cell is None else None
 
 
-def _with_order_hint(problem: ContainerStartError, command: tuple[str, ...]) -> ContainerStartError:
+def _with_order_hint(problem: ContainerStartError, command: tuple[str, ...], what: str) -> ContainerStartError:
     """A command that looks like an option was meant as one."""
     if not command or not command[0].startswith("-"):
         return problem
-    text = f"{problem}\n{command[0]!r} stands after the image and was taken as the command; options go before the image"
+    text = (
+        f"{problem}\n{command[0]!r} stands after the {what} and was taken as the command; options go before the {what}"
+    )
     return ContainerStartError(text, exit_code=problem.exit_code)

@@ -291,3 +291,14 @@ def test_room_built_ahead_is_kept(tmp_path: Path) -> None:
     os.makedirs(os.path.join(records.path(name), "upper"))
     records.create(name, fields()).close()
     assert sorted(os.listdir(records.path(name))) == ["record.json", "upper"]
+
+
+def test_nearest_name(tmp_path: Path) -> None:
+    """A mistyped name is answered with the one that was meant, another one with where to look."""
+    records = ContainerRecords(str(tmp_path), None)
+    os.makedirs(records.directory)
+    records.create(ContainerId("ab" * 32), {"name": "analysis", "keep": True}).close()
+    with pytest.raises(ContainerNotFound, match=r"no container 'anlysis'; did you mean analysis\?$"):
+        records.find("anlysis")
+    with pytest.raises(ContainerNotFound, match=r"no container 'zzz'; `%container ps -a` lists"):
+        records.find("zzz")
