@@ -19,6 +19,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux import identity
+from nbcontainer._linux.cgroups import machine_hierarchies
 from nbcontainer.engine.ending import EndingVerb, Note
 from nbcontainer.errors import Conflict, ContainerError, ContainerNotFound, InvalidOption, UnsupportedHost
 from nbcontainer.runtime import freezer
@@ -142,7 +143,8 @@ class Lifecycle:
         """
         stored = self._running(container)
         with self._first_process(stored) as (pid, pidfd):
-            if freezer.is_paused(pid):
+            known = machine_hierarchies()
+            if freezer.is_paused(pid, known):
                 raise Conflict(f"container {container} is paused; `%container unpause {container}` lets it go on")
             try:
                 command = identity.open_child(pid, pidfd)
@@ -152,7 +154,7 @@ class Lifecycle:
                 number = identity.pid_of(command)
                 _await_root(container, number)
                 launcher = identity.parent_of(pid)
-                yield stored, Process(pid=number, pidfd=command, first=pid, launcher=launcher)
+                yield stored, Process(pid=number, pidfd=command, first=pid, launcher=launcher, hierarchies=known)
             except ProcessLookupError as problem:
                 raise Conflict(f"container {container} has just ended by itself") from problem
             finally:

@@ -28,6 +28,7 @@ from nbcontainer.runtime.visiting import Visitors
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.model import ContainerSpec, IdMap, Mount
     from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.rootfs import Stage
@@ -39,13 +40,14 @@ __all__ = ["NativeRuntime", "Process", "Runtime"]
 class Process:
     """A container's command as another process sees it; `first` is its PID 1, `launcher` the pid of what started that.
 
-    The pidfd stays its owner's to close.
+    `hierarchies` are the machine's, of cgroups. The pidfd stays its owner's to close.
     """
 
     pid: int
     pidfd: int
     first: int
     launcher: int
+    hierarchies: tuple[Hierarchy, ...] = ()
 
 
 class Runtime(Protocol):
@@ -199,9 +201,9 @@ class NativeRuntime:
         room = self._own(_empty_room(spec), spec, cgroups=0)
         script = (spec.script or b"").decode("utf-8", "surrogateescape")
         request = Visit(room, list(spec.argv), list(spec.environment), script, script_path, "", detached)
-        known = machine_hierarchies()
+        known, where = process.hierarchies, (process.pid, process.pidfd)
         ours = self._launcher if self.pid == process.launcher else None
-        connection = self._visitors.visit(request, (process.pid, process.pidfd), stdio, known, launcher=ours)
+        connection = self._visitors.visit(request, where, stdio, known, launcher=ours)
         connection.resources = Borrowed(process.pid, process.first, known)
         return connection
 
