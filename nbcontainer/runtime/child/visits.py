@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux import processes, syscalls
-from nbcontainer._linux.trees import end_tree
+from nbcontainer._linux.trees import descendants, end_tree
 from nbcontainer.runtime.child import init, setup, views
 from nbcontainer.runtime.protocol import (
     Accepted,
@@ -51,6 +51,7 @@ _NAMESPACES = (
 )
 _PIDFD = 4
 _ENTRANCES = slice(5, None)
+_ENTERED = b"entered"
 
 
 @dataclass(frozen=True)
@@ -77,39 +78,54 @@ def attend(request: Visit, control: socket.socket, fds: list[int], settings: Set
     for fd in fds:
         os.close(fd)
     with ours:
-        arrived = _arrival(ours, control, joiner)
-    if arrived is None:
-        return 1
-    pid, pidfd, folder = arrived
-    with contextlib.suppress(OSError):  # the engine may be gone already
-        send(control, Accepted(pid), (pidfd,))
-    status = _watch(pid, pidfd, control, detached=request.detached)
-    if folder >= 0:
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.basename(request.script_path), dir_fd=folder)
+        folder, arrived = _arrival(ours, control, joiner)
+    try:
+        if arrived is None:
+            return 1
+        pid, pidfd = arrived
+        with contextlib.suppress(OSError):  # the engine may be gone already
+            send(control, Accepted(pid), (pidfd,))
+        status = _watch(pid, pidfd, control, detached=request.detached)
+    finally:
+        if folder >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.basename(request.script_path), dir_fd=folder)
     with contextlib.suppress(OSError):
         send(control, Exited(status))
     return 0
 
 
-def _arrival(joined: socket.socket, control: socket.socket, joiner: int) -> tuple[int, int, int] | None:
-    """Pid and pidfd of the command, and the folder of its text or -1; None when it never came to be."""
+def _arrival(joined: socket.socket, control: socket.socket, joiner: int) -> tuple[int, tuple[int, int] | None]:
+    """The folder of the command's text or -1, and its pid and pidfd, or None when it never came to be."""
     poll = select.poll()
     poll.register(joined, select.POLLIN)
     poll.register(control, select.POLLIN)
-    said, fds = b"", list[int]()
-    while not said:
+    folder = -1
+    while True:
         ready = {fd for fd, _ in poll.poll()}
         if joined.fileno() in ready:
-            said, fds, _, _ = socket.recv_fds(joined, 64, 2)
-            break
-        if not _wants_on(control):  # interrupted before it began
+            said, fds, _, _ = socket.recv_fds(joined, 64, 1)
+            if said != _ENTERED:
+                break
+            folder = fds[0]
+        elif not _wants_on(control):  # interrupted before it began
             poll.unregister(control)
             os.kill(joiner, signal.SIGKILL)
     os.waitpid(joiner, 0)
     if not said:
-        return None
-    return int(said), fds[0], fds[1] if fds[1:] else -1
+        _end_unannounced()
+        return folder, None
+    return folder, (int(said), fds[0])
+
+
+def _end_unannounced() -> None:
+    """End the command of a joiner that was killed after it had made it, and before it could say so."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for child in descendants(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            os.wait()
 
 
 def _wants_on(control: socket.socket) -> bool:
@@ -122,14 +138,22 @@ def _wants_on(control: socket.socket) -> bool:
 
 
 def _watch(pid: int, pidfd: int, control: socket.socket, *, detached: bool) -> int:
-    """Do what the engine says until the command has ended; its wait status."""
+    """Do what the engine says until the command has ended; its wait status.
+
+    The engine speaks only to end it. A command that obeys may have started others that do not (a shell's background
+    processes ignore SIGINT), so those in its session end with it.
+    """
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.register(control, select.POLLIN)
+    ending = False
     while True:
         ready = {fd for fd, _ in poll.poll()}
         if pidfd in ready:
+            if ending:
+                end_tree(pid)
             return os.waitpid(pid, 0)[1]
+        ending = not detached
         if not init.obey(control, pid):
             poll.unregister(control)
             if not detached:
@@ -146,7 +170,7 @@ def _join(request: Visit, control: socket.socket, joined: socket.socket, fds: li
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         processes.new_session_keyring()
-        folder = _enter(request, fds)
+        _enter(request, fds, joined)
         room = request.room
         processes.drop_bounding_set(frozenset(room.capabilities), settings.last_capability)
         built = setup.settle(
@@ -159,7 +183,7 @@ def _join(request: Visit, control: socket.socket, joined: socket.socket, fds: li
         started = encode(Started())
 
         def announce() -> None:
-            _arrive(joined, folder, detached=request.detached)
+            _arrive(joined, detached=request.detached)
             control.sendall(started)
 
         command = Execute(request.argv, request.environment, request.script)
@@ -170,8 +194,8 @@ def _join(request: Visit, control: socket.socket, joined: socket.socket, fds: li
         init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
 
 
-def _enter(request: Visit, fds: list[int]) -> int:
-    """Join the container; a descriptor of the folder that will hold the command's text, or -1."""
+def _enter(request: Visit, fds: list[int], joined: socket.socket) -> None:
+    """Join the container, and give the attendant the folder that will hold the command's text, if there is one."""
     try:
         for entrance in fds[_ENTRANCES]:
             os.write(entrance, b"0")
@@ -184,15 +208,20 @@ def _enter(request: Visit, fds: list[int]) -> int:
             f"the container cannot be entered: {problem.strerror}; it may have just ended"
         ) from problem
     if not views.is_a_container_root():
-        raise setup.SetupError("the container is just starting; try again")
+        raise setup.SetupError("the container is just starting, or has no /proc; try again")
     for fd in fds[_PIDFD:]:
         os.close(fd)
-    if not request.room.script:
-        return -1
-    return os.open(os.path.dirname(request.script_path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if request.room.script:
+        path = os.path.dirname(request.script_path)
+        try:
+            folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as problem:
+            raise setup.SetupError(f"the container's {path} cannot be used: {problem.strerror}") from problem
+        socket.send_fds(joined, [_ENTERED], [folder])
+        os.close(folder)
 
 
-def _arrive(joined: socket.socket, folder: int, *, detached: bool) -> None:
+def _arrive(joined: socket.socket, *, detached: bool) -> None:
     """Become visible in the container: go on as a child of the attendant, which is told who that is."""
     processes.hide_from_tracers()  # a change of identity has undone it
     try:
@@ -203,9 +232,11 @@ def _arrive(joined: socket.socket, folder: int, *, detached: bool) -> None:
                 "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
             )
             raise setup.SetupError(text) from problem
+        if problem.errno == errno.ENOMEM:  # what fork(2) says of a pid namespace whose PID 1 has ended
+            raise setup.SetupError("the container has just ended") from problem
         raise
     if pid:
-        socket.send_fds(joined, [b"%d" % pid], [pidfd, folder] if folder >= 0 else [pidfd])
+        socket.send_fds(joined, [b"%d" % pid], [pidfd])
         os._exit(0)
     os.setsid()
     if not detached:
