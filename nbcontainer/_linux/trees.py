@@ -11,7 +11,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from nbcontainer._linux.identity import send_signal
+from nbcontainer._linux.identity import open_process, send_signal, start_time
 from nbcontainer._linux.processes import pidfd_open
 
 if TYPE_CHECKING:
@@ -42,21 +42,22 @@ def end_tree(leader: int) -> None:
     They are stopped first, until nobody is found who was not, so that none can fork away between a look and a kill.
     The caller is the leader's parent and has not collected it, so its number cannot be anybody else's.
     """
-    held: dict[int, int] = {}
-    try:
-        for _ in range(_ROUNDS):
-            new = ({leader} | descendants(leader) | _session(leader)) - held.keys()
-            if not new:
-                break
-            for pid in new:
-                pidfd = _opened(pid, leader, held.keys() | new)
-                if pidfd >= 0:
-                    held[pid] = pidfd
+    held: dict[int, int] = {}  # by number, when each began: there may be more of them than descriptors
+    for _ in range(_ROUNDS):
+        new = ({leader} | descendants(leader) | _session(leader)) - held.keys()
+        if not new:
+            break
+        for pid in new:
+            pidfd = _opened(pid, leader, held.keys() | new)
+            if pidfd >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    held[pid] = start_time(pid)
                     send_signal(pidfd, signal.SIGSTOP)
-        for pidfd in held.values():
+                os.close(pidfd)
+    for pid, started in held.items():
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = open_process(pid, started)
             send_signal(pidfd, signal.SIGKILL)
-    finally:
-        for pidfd in held.values():
             os.close(pidfd)
 
 

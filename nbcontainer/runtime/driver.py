@@ -213,7 +213,7 @@ class NativeRuntime:
             return dataclasses.replace(room, cgroups=cgroups) if cgroups else room
         cache = os.path.join(self._store, "cache")
         program = filter_for(cache, spec.seccomp, spec.capabilities, pretend_owners=self._id_map.single)
-        name = "custom" if program else "unconfined"
+        name = ("adapted" if spec.seccomp == "default" else "custom") if program else "unconfined"
         return dataclasses.replace(room, filter=name, program=program.hex(), cgroups=cgroups)
 
     def _group(self, spec: ContainerSpec, launcher: Launcher) -> Group | None:

@@ -102,7 +102,8 @@ class Room:
 
     Two rooms that are equal can stand for each other. `generation` changes when the layers below are made anew under
     the same path; with `script` there is a place for a cell's text; `scratch` is removed when the container is over.
-    `program` is a system-call filter of its own, as hex, when `filter` is ``custom``; ``unconfined`` has none.
+    `program` is a system-call filter of its own, as hex, when `filter` is ``custom`` (a profile of the person's) or
+    ``adapted`` (the default one for other capabilities); ``unconfined`` has none.
     `rlimits` are soft and hard limits by the number of the resource. With `cgroups`, as many entrances of cgroups come
     as descriptors after the mounts.
     """

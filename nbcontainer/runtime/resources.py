@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Borrowed", "Held", "Resources"]
 
 _PATIENCE_MS = 5000
+_LEAVING = 2.0
 
 
 class Held(Protocol):
@@ -100,8 +102,10 @@ class Resources:
         if self._group is not None:
             self._group.remove()
             self._group = None
-        for folder in late:
-            remove_cgroup(folder, KernelFiles())
+        deadline = time.monotonic() + _LEAVING
+        for folder in late:  # the door of its visitors may still be on its way out
+            while not remove_cgroup(folder, KernelFiles()) and time.monotonic() < deadline:
+                time.sleep(0.002)
 
     def _late(self, pid: int) -> tuple[str, ...]:
         return (*late_folders(pid, self._known), *([f"{self._freezer}{pid}"] if self._freezer else []))

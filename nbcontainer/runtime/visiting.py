@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -102,7 +103,7 @@ class _Helper:
         self._used = time.monotonic()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.settimeout(_START_TIMEOUT)
-        self._connections: list[Connection] = []
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), str(pidfd)],
@@ -154,8 +155,7 @@ class _Helper:
             ours.close()
             raise Conflict(f"the container cannot be entered ({problem.strerror}); try again") from problem
         connection = Connection(ours)
-        self._connections = [each for each in self._connections if each.pidfd >= 0]
-        self._connections.append(connection)
+        self._connections.add(connection)  # weakly: one that an interrupt took from its owner must close
         return connection
 
     def close(self) -> None:

@@ -182,8 +182,10 @@ def make_message(choices: Choices) -> bytes:
     kind = choices.pick(_MESSAGES)
     usual: dict[str, Any] = {
         "str": "text", "int": 3, "bool": True, "float": 1.5, "list[str]": ["a"], "list[int]": [1], "dict[str, str]": {"a": "b"},
-        "dict[str, Any]": {"a": [1]}, "list[dict[str, Any]]": [{"op": "x"}],
+        "dict[str, Any]": {"a": [1]}, "list[dict[str, Any]]": [{"op": "x"}], "dict[str, list[int]]": {"7": [1, 2]},
     }  # fmt: skip
+    room = {each.name: usual.get(str(each.type)) for each in fields(protocol.Room)}
+    usual |= {"Room": room, "list[Room]": [room]}
     body = {each.name: usual.get(str(each.type)) for each in fields(kind)}
     while choices.more():
         body[choices.pick((*body, "more", "__class__"))] = _value(choices)

@@ -274,7 +274,7 @@ def filter_of(room: Room, filters: Mapping[str, bytes]) -> bytes:
     """The room's filter, by name or its own; without one nothing runs, unless that is what was asked for."""
     if room.filter == "unconfined":
         return b""
-    program = bytes.fromhex(room.program) if room.filter == "custom" else filters.get(room.filter)
+    program = bytes.fromhex(room.program) if room.filter in {"adapted", "custom"} else filters.get(room.filter)
     if not program:
         raise setup.SetupError(f"system-call filter {room.filter!r} is not among those this launcher was started with")
     return program

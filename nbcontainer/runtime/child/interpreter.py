@@ -2,7 +2,9 @@
 
 A command of ``/proc/self/exe`` names the file that its process was made from: ours. Where that is the user's own file
 (conda, pyenv, uv), container root owns it too; so whoever will enter containers executes itself once more from a
-read-only mount first.
+read-only mount first, and then goes one user namespace further down. For what a process has in memory belongs to the
+user namespace in which it was executed (ptrace(2), "Ptrace access mode checking"): there, PR_SET_DUMPABLE would not
+close it to a container that has CAP_SYS_PTRACE.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from __future__ import annotations
 import os
 import sys
 
-from nbcontainer._linux import mounts
+from nbcontainer._linux import mounts, processes, syscalls
 from nbcontainer.runtime.protocol import Configure, ProtocolError, decode, encode
 
-__all__ = ["could_be_changed", "remembered", "start_again"]
+__all__ = ["could_be_changed", "go_below", "remembered", "start_again"]
 
 _SELF = "/proc/self/exe"
 _ISOLATED = ("-I", "-S")
@@ -57,3 +59,41 @@ def remembered(memory: int) -> Configure:
             "the interpreter could still be changed from inside a container, although it was mounted read-only"
         )
     return configuration
+
+
+def go_below() -> None:
+    """Enter a user and a mount namespace below the one in which this program was executed, with the same ids.
+
+    The mount that kept the file is taken away first: as a locked one it would keep overlays from what lies around it
+    (mount_namespaces(7)). The process's own hold on it stays, and is as read-only as before.
+    """
+    mounts.unmount(os.path.realpath(_SELF), mounts.MNT_DETACH)
+    maps = {name: _same_ids(name) for name in ("uid_map", "gid_map")}
+    parent = os.getpid()
+    ours, theirs = os.pipe2(os.O_CLOEXEC)
+    writer = os.fork()
+    if writer == 0:  # only from above can every id be mapped (user_namespaces(7))
+        status = 1
+        try:
+            os.close(theirs)
+            if os.read(ours, 1):
+                for name, text in maps.items():
+                    processes.write_text(f"/proc/{parent}/{name}", text)
+                status = 0
+        finally:
+            os._exit(status)
+    os.close(ours)
+    try:
+        syscalls.unshare(processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
+        os.write(theirs, b".")
+    finally:
+        os.close(theirs)
+        status = os.waitpid(writer, 0)[1]
+    if status:
+        raise OSError("the ids of a second user namespace, which keeps this program from containers, cannot be mapped")
+
+
+def _same_ids(name: str) -> str:
+    with open(f"/proc/self/{name}", encoding="ascii") as file:
+        ranges = [line.split() for line in file]
+    return "".join(f"{inside} {inside} {count}\n" for inside, _, count in ranges)

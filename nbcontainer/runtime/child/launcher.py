@@ -73,6 +73,7 @@ def main(fd: int, memory: int = -1) -> NoReturn:
                 interpreter.start_again(configuration, fd)
         else:
             configuration, fds = interpreter.remembered(memory), []
+            interpreter.go_below()
             tasks.load(configuration.modules)
         _build_stage(configuration, fds)
         launcher = Launcher(channel, configuration)

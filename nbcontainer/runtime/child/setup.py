@@ -30,7 +30,8 @@ __all__ = ["Built", "SetupError", "build_root", "enter_root", "execute", "perfor
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 _NO_LINKS = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
-_DEFAULT_FILTER = "default"
+_EARLY_FILTERS = frozenset({"adapted", "default"})
+"""Filters that allow whatever is still to be called once they are loaded; a person's own may allow nothing of it."""
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 NULL_IN_ROOT = "dev/null"
@@ -369,7 +370,7 @@ def settle(
 ) -> Built:
     """Do what needs no request: look the user up, make the working directory, drop what can be dropped already.
 
-    The filter is loaded here when it is the default one, which allows whatever `execute` still has to call. Where it
+    The filter is loaded here when it is one of ours, which allows whatever `execute` still has to call. Where it
     pretends changes of owners, identity and capabilities must be final before.
     """
     try:
@@ -378,7 +379,10 @@ def settle(
         raise SetupError(str(problem), 126) from problem
     script = -1
     if room.script:
-        script = os.open(script_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            script = os.open(script_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except OSError as problem:
+            raise SetupError(f"the cell's text cannot be put at {script_path}: {problem.strerror}") from problem
         os.fchmod(script, 0o444)
     os.umask(0o022)
     if make_directory:
@@ -387,7 +391,7 @@ def settle(
         _load_filter(room, program_filter)
     if _is_final(account, single_id=single_id):
         _become(account, room)
-    if room.filter == _DEFAULT_FILTER and room.no_new_privileges:
+    if room.filter in _EARLY_FILTERS and room.no_new_privileges:
         _load_filter(room, program_filter)
         program_filter = b""
     return Built(room, account, program_filter, script)
@@ -416,7 +420,7 @@ def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announc
     announce()  # a filter of one's own may know no socket
     if not room.no_new_privileges:
         limits.check_identity(room, account.uid)
-    elif room.filter != _DEFAULT_FILTER or built.program_filter:
+    elif room.filter not in _EARLY_FILTERS:
         _load_filter(room, built.program_filter)
     try:
         os.execve(program, request.argv, environment)

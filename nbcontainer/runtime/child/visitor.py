@@ -9,6 +9,8 @@ time, because its presence keeps the namespace alive.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import select
 import signal
@@ -20,7 +22,7 @@ if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(here))))
 
-from nbcontainer._linux import mounts, processes, syscalls
+from nbcontainer._linux import identity, mounts, processes, syscalls
 from nbcontainer.runtime.child import interpreter, tasks, visits
 from nbcontainer.runtime.protocol import Configure, Failed, ProtocolError, Ready, Visit, receive, send
 
@@ -28,6 +30,9 @@ __all__ = ["main"]
 
 _IDLE = 30.0
 """Seconds without a visit after which it ends."""
+_OWN = "/proc/self/ns/user"
+_NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
+_CAP_SYS_PTRACE = 19
 
 
 def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
@@ -44,12 +49,17 @@ def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
             exposed = interpreter.could_be_changed(configuration)
             if not exposed:  # from inside, root's own interpreter may be closed to us
                 tasks.load(())
-            _enter(pidfd)
+            if not (exposed and _enter_above(pidfd)):
+                _enter(pidfd)
             if exposed:
                 interpreter.start_again(configuration, fd, pidfd)
+            closed = True
         else:
             configuration = interpreter.remembered(memory)
             tasks.load(())
+            closed = not _is_there(pidfd)
+            if closed:
+                _enter(pidfd)
         os.close(pidfd)
         settings = visits.Settings(
             single_id=configuration.single_id,
@@ -60,15 +70,55 @@ def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
         with contextlib.suppress(OSError):
             send(channel, Failed("Conflict", str(problem)))
         os._exit(1)
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+    # children of which nobody wants to hear are collected by the kernel (wait(2), "NOTES")
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(ignored, signal.SIG_IGN)
     send(channel, Ready())
-    _serve(channel, visits.Porters(settings, channel.close))
+    _serve(channel, visits.Porters(settings, channel.close), closed=closed)
     os._exit(0)
 
 
-def _enter(pidfd: int) -> None:
-    syscalls.setns(pidfd, processes.CLONE_NEWUSER)
+def _user_namespace(pidfd: int) -> int:
+    """A descriptor of a process's user namespace."""
+    namespace = os.open(f"/proc/{identity.pid_of(pidfd)}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    if identity.has_ended(pidfd):  # its number may be somebody else's
+        os.close(namespace)
+        raise ProcessLookupError(errno.ESRCH, "the process is over")
+    return namespace
+
+
+def _is_there(pidfd: int) -> bool:
+    """Whether the user namespace of that process is the one in which we are."""
+    namespace = _user_namespace(pidfd)
+    try:
+        return os.path.samestat(os.fstat(namespace), os.stat(_OWN))
+    finally:
+        os.close(namespace)
+
+
+def _enter_above(pidfd: int) -> bool:
+    """Enter the user namespace above that of the process, for a second life there (see `interpreter`).
+
+    False when there is none between that and ours: a launcher whose interpreter is nobody's to change makes none.
+    """
+    namespace = _user_namespace(pidfd)
+    try:
+        above = fcntl.ioctl(namespace, _NS_GET_PARENT)
+    except PermissionError:  # it is not below ours
+        return False
+    finally:
+        os.close(namespace)
+    try:
+        if os.path.samestat(os.fstat(above), os.stat(_OWN)):
+            return False
+        _enter(above)
+    finally:
+        os.close(above)
+    return True
+
+
+def _enter(target: int) -> None:
+    syscalls.setns(target, processes.CLONE_NEWUSER)
     with contextlib.suppress(PermissionError):  # one id: setgroups is denied, and there is no group to lose
         os.setgroups([])
     os.setresgid(0, 0, 0)
@@ -78,14 +128,16 @@ def _enter(pidfd: int) -> None:
     os.chdir("/")
 
 
-def _serve(channel: socket.socket, porters: visits.Porters) -> None:
-    """Answer until the engine is gone, or has had nothing to ask for some time and nobody visits."""
+def _serve(channel: socket.socket, porters: visits.Porters, *, closed: bool) -> None:
+    """Answer until the engine is gone, or has had nothing to ask for some time and nobody visits.
+
+    One that is not `closed` to whoever may trace in that namespace joins no container that may.
+    """
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     while True:
-        asked, visited = poll.poll(_IDLE * 1000), _collect(porters)
-        if not asked:
-            if visited:
+        if not poll.poll(_IDLE * 1000):
+            if _is_visited():
                 continue
             return
         try:
@@ -95,17 +147,27 @@ def _serve(channel: socket.socket, porters: visits.Porters) -> None:
         if received is None:
             return
         message, fds = received
-        if isinstance(message, Visit) and fds:
+        if isinstance(message, Visit) and fds and not closed and _CAP_SYS_PTRACE in message.room.capabilities:
+            _refuse(fds[0])
+        elif isinstance(message, Visit) and fds:
             _admit(porters, message, fds)
         for fd in fds:
             os.close(fd)
 
 
-def _collect(porters: visits.Porters) -> bool:
-    """Collect the porters that have left; whether there is one still."""
+def _refuse(control: int) -> None:
+    with socket.socket(fileno=os.dup(control)) as channel, contextlib.suppress(OSError):
+        text = (
+            "this container may trace processes (SYS_PTRACE), and could take over one that this interpreter starts in"
+            " it; join it from a notebook whose Python is the one that started it, or is installed for all users"
+        )
+        send(channel, Failed("UnsupportedHost", text))
+
+
+def _is_visited() -> bool:
+    """Whether there is still a porter."""
     with contextlib.suppress(ChildProcessError):
-        while pid := os.waitpid(-1, os.WNOHANG)[0]:
-            porters.forget(pid)
+        os.waitpid(-1, os.WNOHANG)
         return True
     return False
 

@@ -47,6 +47,7 @@ __all__ = ["Porters", "Settings"]
 
 _NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
 _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
+_JOINER, _ENTERED = b"joiner ", b"entered"
 _FULL = "no further process can start in this container; its limit (--pids-limit, --ulimit nproc) may be reached"
 _IDLE = 30.0
 """Seconds without a visitor after which a porter leaves."""
@@ -126,8 +127,13 @@ class _Guest:
         self.pidfd = -1
         self.folder = -1
         self.wanted = True
+        self.ending = False
 
     def close(self) -> None:
+        """Let go of everything, and take away the text that the command was made from."""
+        if self.folder >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self.script, dir_fd=self.folder)
         self.control.close()
         self.joined.close()
         for fd in (self.pidfd, self.folder):
@@ -179,6 +185,7 @@ class _Porter:
                 elif fd == self._container:  # it ends, and everybody in it; what is outside must leave, too
                     self._poll.unregister(self._container)
                     self._close_door()
+                    self._turn_away()
                 else:
                     self._hear(fd)
 
@@ -248,6 +255,13 @@ class _Porter:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._door_pid, signal.SIGKILL)
 
+    def _turn_away(self) -> None:
+        """End the joiners that are still on their way: they are in no process id namespace that ends them."""
+        for guest in self._guests:
+            if guest.joiner and not guest.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(guest.joiner, signal.SIGKILL)
+
     def _hear(self, fd: int) -> None:
         for guest in self._guests:
             if fd == guest.joined.fileno():
@@ -259,15 +273,18 @@ class _Porter:
 
     def _arrived(self, guest: _Guest) -> None:
         """The door has made a joiner, the joiner a command; or it is over with them and there is none."""
-        said, fds, _, _ = socket.recv_fds(guest.joined, 64, 2)
-        if said.startswith(b"joiner "):
-            guest.joiner = int(said[7:])
+        said, fds, _, _ = socket.recv_fds(guest.joined, 64, 1)
+        if said.startswith(_JOINER):
+            guest.joiner = int(said.removeprefix(_JOINER))
+            return
+        if said == _ENTERED:
+            guest.folder = fds[0]
             return
         self._poll.unregister(guest.joined)
         if not said:
             self._leave(guest)
             return
-        guest.pid, guest.pidfd, guest.folder = int(said), fds[0], fds[1] if fds[1:] else -1
+        guest.pid, guest.pidfd = int(said), fds[0]
         with contextlib.suppress(OSError):  # the engine may be gone already
             send(guest.control, Accepted(guest.pid), (guest.pidfd,))
         if guest.pid in self._early:
@@ -276,7 +293,12 @@ class _Porter:
             end_tree(guest.pid)
 
     def _obey(self, guest: _Guest) -> None:
-        """Do what the engine says; when it says that all should end, or is gone, end the command."""
+        """Do what the engine says; when it says that all should end, or is gone, end the command.
+
+        The engine speaks only to end it. A command that obeys may have started others that do not (a shell's background
+        processes ignore SIGINT), so those in its session end with it.
+        """
+        guest.ending = not guest.detached
         try:
             received = receive(guest.control)
         except (OSError, ProtocolError):
@@ -289,38 +311,34 @@ class _Porter:
         self._poll.unregister(guest.control)
         if guest.detached:
             return
-        guest.wanted = False
+        guest.wanted = False  # one on its way cannot be stopped without losing sight of what it has made
         if guest.pid:
             end_tree(guest.pid)
-        elif guest.joiner:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(guest.joiner, signal.SIGKILL)
 
     def _collect(self) -> None:
-        """Children that have ended: commands, joiners, the door."""
+        """Look for children that have ended."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake, 4096)
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            guest = next((each for each in self._guests if each.pid == pid), None)
-            if guest is not None:
-                self._ended(guest, status)
-            elif pid == self._door_pid:
-                self._close_door()
-            else:
-                self._early[pid] = status  # a command whose arrival has not been heard of yet, perhaps
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+                self._bury(ended.si_pid)
         if all(guest.pid for guest in self._guests):
             self._early.clear()
 
+    def _bury(self, pid: int) -> None:
+        """Collect a child that has ended: a command, a joiner, the door."""
+        guest = next((each for each in self._guests if each.pid == pid), None)
+        if guest is not None and guest.ending:
+            end_tree(pid)  # what it has left, before its number can be another session's
+        status = os.waitpid(pid, 0)[1]
+        if guest is not None:
+            self._ended(guest, status)
+        elif pid == self._door_pid:
+            self._close_door()
+        else:
+            self._early[pid] = status  # a command whose arrival has not been heard of yet, perhaps
+
     def _ended(self, guest: _Guest, status: int) -> None:
-        if guest.folder >= 0:
-            with contextlib.suppress(OSError):
-                os.unlink(guest.script, dir_fd=guest.folder)
         with contextlib.suppress(OSError):
             send(guest.control, Exited(status))
         self._leave(guest)
@@ -366,7 +384,7 @@ def _keep_door(requests: socket.socket, request: Visit, fds: list[int], settings
             os.close(pidfd)
             # a porter that has closed this end has seen the joiner come and go
             with contextlib.suppress(OSError):
-                joined.send(b"joiner %d" % pid, socket.MSG_NOSIGNAL)
+                joined.send(b"%s%d" % (_JOINER, pid), socket.MSG_NOSIGNAL)
         except OSError as trouble:
             init.report(control, f"{_FULL}: {trouble.strerror}", 125)
         control.close()
@@ -386,7 +404,7 @@ def _enter(container: int, entrances: list[int], *, network: str) -> None:
     syscalls.setns(container, _NAMESPACES | (0 if network == "host" else processes.CLONE_NEWNET))
     os.chdir("/")
     if not views.is_a_container_root():
-        raise OSError(errno.EAGAIN, "it is just starting")
+        raise OSError(errno.EAGAIN, "it is just starting, or has no /proc")
 
 
 # --- the joiner -------------------------------------------------------------------------------------------------------
@@ -408,9 +426,9 @@ def _join(
             raise setup.SetupError(problem)
         syscalls.setns(container, processes.CLONE_NEWPID)  # for children
         os.close(container)
-        room, folder = request.room, -1
+        room = request.room
         if room.script:
-            folder = os.open(os.path.dirname(request.script_path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            _show_folder(os.path.dirname(request.script_path), joined)
         built = setup.settle(
             room,
             init.filter_of(room, settings.filters),
@@ -421,7 +439,7 @@ def _join(
         started = encode(Started())
 
         def announce() -> None:
-            _arrive(joined, folder, detached=request.detached)
+            _arrive(joined, detached=request.detached)
             control.sendall(started)
 
         command = Execute(request.argv, request.environment, request.script)
@@ -434,7 +452,17 @@ def _join(
         os._exit(125)
 
 
-def _arrive(joined: socket.socket, folder: int, *, detached: bool) -> None:
+def _show_folder(path: str, joined: socket.socket) -> None:
+    """Give the porter the folder that will hold the command's text, so that it can be taken away in any case."""
+    try:
+        folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as problem:
+        raise setup.SetupError(f"the container's {path} cannot be used: {problem.strerror}") from problem
+    socket.send_fds(joined, [_ENTERED], [folder])
+    os.close(folder)
+
+
+def _arrive(joined: socket.socket, *, detached: bool) -> None:
     """Become visible in the container: go on as another child of the porter, which is told who that is."""
     processes.hide_from_tracers()  # a change of identity has undone it
     try:
@@ -442,9 +470,11 @@ def _arrive(joined: socket.socket, folder: int, *, detached: bool) -> None:
     except OSError as problem:
         if problem.errno == errno.EAGAIN:
             raise setup.SetupError(_FULL) from problem
+        if problem.errno == errno.ENOMEM:  # what fork(2) says of a pid namespace whose PID 1 has ended
+            raise setup.SetupError("the container has just ended") from problem
         raise
     if pid:
-        socket.send_fds(joined, [b"%d" % pid], [pidfd, folder] if folder >= 0 else [pidfd])
+        socket.send_fds(joined, [b"%d" % pid], [pidfd])
         os._exit(0)
     os.setsid()
     if not detached:
