@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nbcontainer._linux.cgroups import controller_of, machine_hierarchies
+from nbcontainer._linux.cgroups import KernelFiles, controller_of, machine_hierarchies, membership
 from nbcontainer.errors import Conflict, InvalidOption, UnsupportedHost
 from nbcontainer.model import Limits
 from nbcontainer.testing.rootfs import PYTHON
@@ -67,6 +67,22 @@ def test_stats_with_limits(tier: Tier) -> None:
         assert (row.memory_limit, row.pids_limit) == (100 * MIB, 50)
         assert 30 * MIB < row.memory < 100 * MIB
         end(driver)
+
+
+def test_stays_within_what_was_delegated(tier: Tier) -> None:
+    """In a scope that was delegated to the person, containers are inside it, limited or not: its own limits hold too."""
+    known = machine_hierarchies()
+    hierarchy = controller_of(known, "pids")
+    assert hierarchy is not None
+    scope = next((each for each in hierarchy.places[:2] if KernelFiles().is_delegated(each)), "")
+    if tier.user is not None or not scope:
+        pytest.skip("needs a cgroup that was delegated to whoever runs the tests")
+    for limits in (Limits(), Limits(memory=100 * MIB)):
+        with tier.spawn() as driver:
+            start(driver, COUNT, limits=limits)
+            (process,) = tier.driver.call("top", "work")
+            assert membership(process.pid, known)[hierarchy.point].startswith(f"{scope}/nbcontainer-")
+            end(driver)
 
 
 def test_top(tier: Tier) -> None:
