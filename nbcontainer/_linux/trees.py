@@ -54,7 +54,7 @@ def end_tree(leader: int) -> None:
                     held[pid] = start_time(pid)
                     send_signal(pidfd, signal.SIGSTOP)
                 os.close(pidfd)
-    for pid, started in held.items():
+    for pid, started in sorted(held.items(), key=lambda each: each[0] == leader):  # who sees its end has seen all
         with contextlib.suppress(ProcessLookupError):
             pidfd = open_process(pid, started)
             send_signal(pidfd, signal.SIGKILL)

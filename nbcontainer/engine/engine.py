@@ -350,7 +350,9 @@ class Engine:
                     f"container {container} is running; end it with `%container stop {container}`, or remove it with -f"
                 )
             stored = self._lifecycle.end(stored, verb="rm -f")
-        self._connect().discard(stored.directory)
+        session = self._connect()
+        with contextlib.suppress(ContainerNotFound), self._records.removing(stored):  # else somebody was quicker
+            session.discard(stored.directory)
         return stored.summary()
 
     # --- files of containers ----------------------------------------------------------------------------------------

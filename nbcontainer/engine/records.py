@@ -239,11 +239,26 @@ class ContainerRecords:
         try:
             if not _lock_soon(fd):
                 raise Conflict(f"container {stored.id[:12]} is in use; try again")  # noqa: TRY301 - the fd is closed below
+            if not os.fstat(fd).st_nlink:
+                raise ContainerNotFound(f"container {stored.id[:12]} has just been removed")  # noqa: TRY301 - likewise
             fields = _merge(fd, stored.fields, dict.fromkeys(_OF_ONE_RUN))
         except BaseException:
             os.close(fd)
             raise
         return Record(stored.directory, fd, fields)
+
+    @contextlib.contextmanager
+    def removing(self, stored: Stored) -> Iterator[None]:
+        """Hold a container that has ended, and nobody can find any more, while its files are removed.
+
+        Raises `Conflict` when somebody has started it again, or works on its files.
+        """
+        with self._opened(stored) as fd:
+            if not _lock_soon(fd):
+                raise Conflict(f"container {stored.id[:12]} is in use, or has just been started again; try again")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(stored.directory, _RECORD))
+            yield
 
     def walk(self) -> Iterator[Stored]:
         """Every record, in no order; directories without one are left out (they are being made or removed)."""

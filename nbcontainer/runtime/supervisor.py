@@ -241,6 +241,8 @@ def _wind_down(
 def _wait_gone(loop: _Supervision, connection: Connection, asked: float) -> Literal["", "unanswered", "dying"]:
     """Wait until PID 1, and with it every process of the pid namespace, is over; but not without end.
 
+    Of a command that has joined, the pidfd is its own, and whoever attends it speaks when all of it has ended.
+
     `asked` is when they were asked to end. A launcher that is stopped takes no request, and gives no pidfd.
     """
     while not loop.finished and connection.pidfd < 0:
@@ -256,4 +258,6 @@ def _wait_gone(loop: _Supervision, connection: Connection, asked: float) -> Lite
         if time.monotonic() > asked + _DEATH:
             return "dying"
         loop.step(0)
+    while not loop.finished and (left := asked + _DEATH - time.monotonic()) > 0:  # it may be ending what is left of it
+        loop.step(left)
     return ""
