@@ -295,7 +295,8 @@ def test_no_room_for_a_script(tier: Tier) -> None:
         with pytest.raises(Raised, match="text cannot be put") as raised:
             guest.exec("work", script="echo on\n" * 10_000)
         assert raised.value.is_a(ContainerStartError)
-        assert guest.exec("work", "/bin/sh", "-c", "echo /dev/cell*").stdout.split() == ["/dev/cell"]
+        left = ("work", "/bin/sh", "-c", "echo /dev/cell*")
+        wait_until(lambda: guest.exec(*left).stdout.split() == ["/dev/cell"], what="the text is taken away")
 
 
 # --- ends, limits, crowds ---------------------------------------------------------------------------------------------
