@@ -302,3 +302,19 @@ def test_nearest_name(tmp_path: Path) -> None:
         records.find("anlysis")
     with pytest.raises(ContainerNotFound, match=r"no container 'zzz'; `%container ps -a` lists"):
         records.find("zzz")
+
+
+def test_removing_what_has_been_started_again(records: ContainerRecords, record: Record) -> None:
+    """A container that somebody has started since it was looked at is not removed; one being removed is not started."""
+    record.close()
+    (seen,) = records.walk()
+    again = records.reopen(seen)
+    with pytest.raises(Conflict, match="started again"), records.removing(seen):
+        pytest.fail("it runs")
+    again.close()
+    with records.removing(seen):
+        assert list(records.walk()) == []
+        with pytest.raises(ContainerNotFound):
+            records.reopen(seen)
+    with pytest.raises(ContainerNotFound), records.removing(seen):
+        pytest.fail("it is gone")

@@ -91,3 +91,9 @@ def test_large_file_as_standard_input(tier: Tier, script: str, answer: str) -> N
     data.write_bytes(b"x" * 5_000_000)
     tier.driver.begin("run_fed", image=tier.image, source=str(data), script=script)
     assert tier.driver.finish() == answer
+
+
+def test_interpreter_of_ones_own_and_the_host_image(own_interpreter: Driver) -> None:
+    """What keeps the interpreter from containers keeps nothing of the machine from them: overlays lie around it, too."""
+    result = own_interpreter.run(script="echo on; ls / | grep -c tmp", image="host")
+    assert result.stdout == "on\n1\n", result

@@ -48,7 +48,8 @@ __all__ = ["Porters", "Settings"]
 _NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
 _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
 _JOINER, _ENTERED = b"joiner ", b"entered"
-_FULL = "no further process can start in this container; its limit (--pids-limit, --ulimit nproc) may be reached"
+_FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
+_ENDED = "the container has just ended"
 _IDLE = 30.0
 """Seconds without a visitor after which a porter leaves."""
 
@@ -471,7 +472,7 @@ def _arrive(joined: socket.socket, *, detached: bool) -> None:
         if problem.errno == errno.EAGAIN:
             raise setup.SetupError(_FULL) from problem
         if problem.errno == errno.ENOMEM:  # what fork(2) says of a pid namespace whose PID 1 has ended
-            raise setup.SetupError("the container has just ended") from problem
+            raise setup.SetupError(_ENDED) from problem
         raise
     if pid:
         socket.send_fds(joined, [b"%d" % pid], [pidfd])
