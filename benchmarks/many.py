@@ -112,12 +112,9 @@ def at_once(engine: Engine, count: int) -> list[Line]:
     lines = [Line(after="before", census=usage.settled(engine))]
     for turn in ("", ", again"):
         took, memory = _together(engine, count)
-        each = memory.proportional - lines[-1].census.launcher_memory.proportional
-        print(
-            f"{count} at once{turn}: all running after {took:.2f} s, "
-            f"launcher and containers then hold {each / count / 1024:.0f} KiB for each",
-            flush=True,
-        )
+        each = (memory.proportional - lines[-1].census.launcher_memory.proportional) / count
+        cost = "memory not told, a user may not read it" if memory.unread else f"{each / 1024:.0f} KiB for each"
+        print(f"{count} at once{turn}: all running after {took:.2f} s; {cost}", flush=True)
         lines.append(Line(after=f"{count} at once{turn}", census=usage.settled(engine, lines[0].census)))
     return lines
 

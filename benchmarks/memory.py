@@ -114,7 +114,7 @@ def report(costs: dict[str, list[usage.Memory]], problems: dict[str, str]) -> No
             statistics.median(getattr(each, kind) for each in found) for kind in ("proportional", "private", "resident")
         )
         for name, found in costs.items()
-        if found
+        if found and not any(each.unread for each in found)
     }
     print(f"{'':<12} {'PSS KiB':>9} {'private KiB':>12} {'RSS KiB':>9} {'x ' + engines.OURS + ' PSS':>19}")
     for name, (proportional, private, resident) in medians.items():
@@ -122,7 +122,8 @@ def report(costs: dict[str, list[usage.Memory]], problems: dict[str, str]) -> No
         print(f"{name:<12} {proportional / 1024:>9.0f} {private / 1024:>12.0f} {resident / 1024:>9.0f} {ratio}")
     for name, found in costs.items():
         if any(each.unread for each in found):
-            print(f"{name}: up to {max(each.unread for each in found)} processes could not be read and are missing")
+            unread = max(each.unread for each in found)
+            print(f"{name:<12} not told: up to {unread} processes may not be read by this user; ask as root")
     for name, text in problems.items():
         print(f"{name:<12} failed: {text.strip().splitlines()[-1][:160]}")
     sys.stdout.flush()
