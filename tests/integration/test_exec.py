@@ -93,6 +93,28 @@ def test_same_inside(tier: Tier, visited: Any, options: dict[str, Any]) -> None:
     assert joined == own
 
 
+def test_joiner_made_ahead_is_the_same(tier: Tier, visited: Any) -> None:
+    """What was made ready after one visit is for the next one what a fresh one is; other wishes get a fresh one."""
+    look = ("work", PYTHON, "-c", LOOK)
+    with visited() as driver:
+        fresh = json.loads(driver.exec(*look).stdout)
+        time.sleep(0.3)
+        ahead = json.loads(driver.exec(*look).stdout)
+        for found in (fresh, ahead):
+            for name in ("NSpid", "NSsid"):
+                found["status"].pop(name)
+            found.pop("processes")
+        assert ahead == fresh
+        time.sleep(0.3)
+        if tier.has_users:
+            assert driver.exec("work", "/bin/sh", "-c", "id -u", user="alice").stdout == "1000\n"
+        assert driver.exec("work", "/bin/sh", "-c", "echo $A", environment=("A=b",)).stdout == "b\n"
+        time.sleep(0.3)
+        driver.exec("work", "/bin/sh", "-c", "sed -i s,:/root:,:/tmp:, /etc/passwd")
+        time.sleep(0.3)
+        assert driver.exec("work", "/bin/sh", "-c", "echo $HOME").stdout == "/tmp\n"
+
+
 def test_is_one_of_the_container_s_processes(visited: Any) -> None:
     """It sees the container's processes and they see it; the container's PID 1 is still not its parent's business."""
     with visited(

@@ -8,7 +8,10 @@ inside can see it; entering costs milliseconds (a move between cgroups waits for
 
 For each visit the door makes a *joiner*, which drops everything and makes the *command*, both as children of the porter
 (CLONE_PARENT). Only the joiner's children join the process ids. So what becomes visible in the container has no more
-rights than the container gives, and no descriptor but its own (CVE-2016-9962, CVE-2022-1227, CVE-2024-21626).
+rights than the container gives, and no descriptor but its own (CVE-2016-9962, CVE-2022-1227, CVE-2024-21626). After a
+visit one joiner is made ahead, which has dropped everything by the time somebody comes; it is used only for the same
+room, and only while the container's accounts are what they were. Door and joiner count as processes of the container
+while they are there, so they do not stay for long.
 Sources: setns(2), pid_namespaces(7), clone(2).
 """
 
@@ -30,7 +33,6 @@ from nbcontainer.runtime.protocol import (
     Accepted,
     Execute,
     Exited,
-    Failed,
     ProtocolError,
     Signal,
     Started,
@@ -43,6 +45,8 @@ from nbcontainer.runtime.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from nbcontainer.runtime.protocol import Room
+
 __all__ = ["Porters", "Settings"]
 
 _NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
@@ -50,7 +54,9 @@ _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
 _JOINER, _ENTERED = b"joiner ", b"entered"
 _FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
 _ENDED = "the container has just ended"
-_IDLE = 30.0
+_CALM = 25
+"""Milliseconds without a visitor after which a joiner is made ahead."""
+_IDLE = 10.0
 """Seconds without a visitor after which a porter leaves."""
 
 
@@ -222,11 +228,8 @@ class _Porter:
             send(self._door, request, (fds[_CONTROL], theirs.fileno(), *fds[1:_PIDFD]))
         except (OSError, AssertionError):
             joined.close()
-            with contextlib.suppress(OSError), control:
-                send(
-                    control,
-                    Failed("Conflict", "the container cannot be entered just now, or has just ended; try again"),
-                )
+            with control:
+                init.report(control, "it cannot be entered just now, and may have just ended; try again", 125)
             return
         finally:
             theirs.close()
@@ -359,6 +362,167 @@ def _note(number: int, frame: object) -> None:
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
+class _Waiting:
+    """A joiner that was made ahead: who comes next wants the same, as a rule."""
+
+    def __init__(self, room: Room, pid: int, channel: socket.socket) -> None:
+        self.room = room
+        self.pid = pid
+        self._accounts = _accounts()
+        self._channel = channel
+
+    def take(self, request: Visit, fds: list[int]) -> bool:
+        """Hand a visit over; False when it is another one, or would be, or the joiner is gone."""
+        if request.room != self.room or self._accounts != _accounts():
+            return False
+        try:
+            send(self._channel, request, tuple(fds))
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go; one that was not taken ends."""
+        self._channel.close()
+
+
+def _accounts() -> list[tuple[int, ...]]:
+    """What tells whether users have been looked up in the files that are there now."""
+    found: list[tuple[int, ...]] = []
+    for path in ("/etc/passwd", "/etc/group"):
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            found.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return found
+
+
+class _Door:
+    """What lets joiners into one container."""
+
+    def __init__(self, container: int, settings: Settings, problem: str) -> None:
+        self._container = container
+        self._settings = settings
+        self._problem = problem
+        self._waiting: _Waiting | None = None
+        self._last: Room | None = None
+
+    def serve(self, requests: socket.socket) -> None:
+        """Until the porter is gone, or this is a door that leads nowhere and has said so."""
+        poll = select.poll()
+        poll.register(requests, select.POLLIN)
+        while True:
+            if not poll.poll(_CALM if self._last is not None and self._waiting is None else None):
+                self._prepare(requests)
+                continue
+            received = receive(requests)
+            if received is None:
+                return
+            message, fds = received
+            assert isinstance(message, Visit)
+            self._let_in(message, fds, requests)
+            if self._problem:  # the next visitor may find it solved, by another door
+                return
+
+    def _let_in(self, request: Visit, fds: list[int], requests: socket.socket) -> None:
+        control, joined = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+        try:
+            pid = self._taken(request, fds)
+            if not pid:
+                pid, pidfd = processes.clone_sibling()
+                if pid == 0:
+                    requests.close()
+                    self._join(request, control, joined, fds)
+                os.close(pidfd)
+            # a porter that has closed this end has seen the joiner come and go
+            with contextlib.suppress(OSError):
+                joined.send(b"%s%d" % (_JOINER, pid), socket.MSG_NOSIGNAL)
+        except OSError:
+            init.report(control, _FULL, 125)
+        control.close()
+        joined.close()
+        for fd in fds[2:]:
+            os.close(fd)
+        self._last = None if request.room.script else request.room  # a text is opened before rights are dropped
+
+    def _taken(self, request: Visit, fds: list[int]) -> int:
+        """The pid of the joiner in waiting, if it fits; another one is of no use any more."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return 0
+        try:
+            return waiting.pid if waiting.take(request, fds) else 0
+        finally:
+            waiting.close()
+
+    def _prepare(self, requests: socket.socket) -> None:
+        """In a calm moment, have a joiner drop everything for the room that was asked for last."""
+        room, self._last = self._last, None
+        assert room is not None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            pid, pidfd = processes.clone_sibling()
+        except OSError:
+            ours.close()
+            theirs.close()
+            return
+        if pid == 0:
+            requests.close()
+            ours.close()
+            self._wait(room, theirs)
+        os.close(pidfd)
+        theirs.close()
+        self._waiting = _Waiting(room, pid, ours)
+
+    # --- in the joiner ------------------------------------------------------------------------------------------------
+
+    def _join(self, request: Visit, control: socket.socket, joined: socket.socket, fds: list[int]) -> NoReturn:
+        """Drop everything, become the command. Ends the process in any case; what went wrong has been told."""
+        try:
+            if self._problem:
+                raise setup.SetupError(self._problem)
+            if request.room.script:
+                _show_folder(os.path.dirname(request.script_path), joined)
+            built = self._settled(request.room, request.script_path)
+            _become(built, request, control, joined, fds)
+        except setup.SetupError as trouble:
+            init.report(control, str(trouble), trouble.exit_code)
+        except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+            init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
+        finally:
+            os._exit(125)
+
+    def _wait(self, room: Room, requests: socket.socket) -> NoReturn:
+        """The same in two halves, long before and with the request; silent when there is none that fits."""
+        try:
+            built = self._settled(room, "")
+            request, fds = receive(requests) or (None, [])
+            if isinstance(request, Visit):
+                control, joined = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+                requests.close()
+                try:
+                    _become(built, request, control, joined, fds)
+                except setup.SetupError as trouble:
+                    init.report(control, str(trouble), trouble.exit_code)
+                except Exception as trouble:  # noqa: BLE001 - as above
+                    init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
+        finally:
+            os._exit(125)
+
+    def _settled(self, room: Room, script_path: str) -> setup.Built:
+        try:
+            syscalls.setns(self._container, processes.CLONE_NEWPID)  # for children
+        except OSError as problem:
+            raise setup.SetupError(_ENDED) from problem
+        os.close(self._container)
+        return setup.settle(
+            room,
+            init.filter_of(room, self._settings.filters),
+            single_id=self._settings.single_id,
+            script_path=script_path,
+            make_directory=False,
+        )
+
+
 def _keep_door(requests: socket.socket, request: Visit, fds: list[int], settings: Settings) -> None:
     """Enter the container and let joiners in, until the porter is gone."""
     init.keep_only(requests.fileno(), *fds[_PIDFD:])
@@ -373,27 +537,7 @@ def _keep_door(requests: socket.socket, request: Visit, fds: list[int], settings
         processes.drop_bounding_set(frozenset(request.room.capabilities), settings.last_capability)
     except OSError as trouble:
         problem = f"the container cannot be entered: {trouble.strerror or trouble}; it may have just ended"
-    while (received := receive(requests)) is not None:
-        message, given = received
-        assert isinstance(message, Visit)
-        control, joined = socket.socket(fileno=given[0]), socket.socket(fileno=given[1])
-        try:
-            pid, pidfd = processes.clone_sibling()
-            if pid == 0:
-                requests.close()
-                _join(message, (control, joined), given, settings, container=container, problem=problem)
-            os.close(pidfd)
-            # a porter that has closed this end has seen the joiner come and go
-            with contextlib.suppress(OSError):
-                joined.send(b"%s%d" % (_JOINER, pid), socket.MSG_NOSIGNAL)
-        except OSError as trouble:
-            init.report(control, f"{_FULL}: {trouble.strerror}", 125)
-        control.close()
-        joined.close()
-        for fd in given[2:]:
-            os.close(fd)
-        if problem:  # the next visitor may find it solved, by another door
-            return
+    _Door(container, settings, problem).serve(requests)
 
 
 def _enter(container: int, entrances: list[int], *, network: str) -> None:
@@ -408,49 +552,16 @@ def _enter(container: int, entrances: list[int], *, network: str) -> None:
         raise OSError(errno.EAGAIN, "it is just starting, or has no /proc")
 
 
-# --- the joiner -------------------------------------------------------------------------------------------------------
+def _become(built: setup.Built, request: Visit, control: socket.socket, joined: socket.socket, fds: list[int]) -> None:
+    """The command, in the container; returns only by raising."""
+    started = encode(Started())
 
+    def announce() -> None:
+        _arrive(joined, detached=request.detached)
+        control.sendall(started)
 
-def _join(
-    request: Visit,
-    channels: tuple[socket.socket, socket.socket],
-    fds: list[int],
-    settings: Settings,
-    *,
-    container: int,
-    problem: str,
-) -> NoReturn:
-    """Drop everything, become the command. Ends the process in any case; what went wrong has been told."""
-    control, joined = channels
-    try:
-        if problem:
-            raise setup.SetupError(problem)
-        syscalls.setns(container, processes.CLONE_NEWPID)  # for children
-        os.close(container)
-        room = request.room
-        if room.script:
-            _show_folder(os.path.dirname(request.script_path), joined)
-        built = setup.settle(
-            room,
-            init.filter_of(room, settings.filters),
-            single_id=settings.single_id,
-            script_path=request.script_path,
-            make_directory=False,
-        )
-        started = encode(Started())
-
-        def announce() -> None:
-            _arrive(joined, detached=request.detached)
-            control.sendall(started)
-
-        command = Execute(request.argv, request.environment, request.script)
-        setup.execute(built, command, (fds[2], fds[3], fds[4]), announce)
-    except setup.SetupError as trouble:
-        init.report(control, str(trouble), trouble.exit_code)
-    except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-        init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
-    finally:
-        os._exit(125)
+    command = Execute(request.argv, request.environment, request.script)
+    setup.execute(built, command, (fds[2], fds[3], fds[4]), announce)
 
 
 def _show_folder(path: str, joined: socket.socket) -> None:
