@@ -8,7 +8,8 @@ it as it is, without a traceback.
     ├── InvalidInput              what was typed or configured cannot be used: change it
     │   ├── InvalidReference      an image name
     │   ├── InvalidDigest         a content digest
-    │   └── InvalidOption         an option, a mount, a user, a platform
+    │   ├── InvalidOption         an option, a mount, a user, a platform
+    │   └── DockerfileError       a Dockerfile, with the line and a caret under the place
     ├── NotFound                  the name is well formed, but there is no such thing
     │   ├── ImageNotFound
     │   ├── ContainerNotFound
@@ -48,6 +49,7 @@ __all__ = [
     "ContainerTimeout",
     "CorruptContent",
     "Denied",
+    "DockerfileError",
     "ImageNotFound",
     "InvalidDigest",
     "InvalidImage",
@@ -123,6 +125,26 @@ class InvalidDigest(InvalidInput):
 
 class InvalidOption(InvalidInput):
     """An option, mount, user or platform that cannot be used."""
+
+
+class DockerfileError(InvalidInput):
+    """A Dockerfile, or a .dockerignore, that cannot be used.
+
+    `line` and `column` count from 1 and are 0 where the problem has no place; `drawing` shows the source
+    with a caret below the place.
+    """
+
+    def __init__(self, message: str, *, line: int = 0, column: int = 0, drawing: str = "") -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+        self.drawing = drawing
+
+    @property
+    def message(self) -> str:
+        """`line N: sentence`, then the drawing."""
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{super().message}" + (f"\n{_on_screen(self.drawing)}" if self.drawing else "")
 
 
 class NotFound(NbcontainerError, LookupError):
