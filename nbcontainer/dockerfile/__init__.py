@@ -1,12 +1,14 @@
 """The Dockerfile front end: text to values, and values with an environment to expanded values. Nothing is built here.
 
 `parse` reads a Dockerfile into stages of frozen instructions; `expand` puts variables in when an instruction's turn
-comes.
+comes; `lint` makes BuildKit's checks; `Ignore` answers for a .dockerignore and `Glob` for a pattern of COPY.
 """
 
 from __future__ import annotations
 
 from nbcontainer.dockerfile.expansion import Expanded, expand, global_arguments
+from nbcontainer.dockerfile.globs import Glob, Globs, has_wildcards, split_wildcards
+from nbcontainer.dockerfile.ignore import Ignore, Verdict
 from nbcontainer.dockerfile.instructions import (
     Add,
     Arg,
@@ -35,6 +37,7 @@ from nbcontainer.dockerfile.instructions import (
     Workdir,
 )
 from nbcontainer.dockerfile.lines import Directives, Finding, Heredoc, Origin
+from nbcontainer.dockerfile.lint import CHECKS, PLATFORM_ARGUMENTS, Check, Report, lint
 from nbcontainer.dockerfile.modes import Chmod
 from nbcontainer.dockerfile.mounts import (
     BindRunMount,
@@ -50,11 +53,14 @@ from nbcontainer.dockerfile.ports import exposed_ports
 from nbcontainer.dockerfile.words import Expansion, expand_text, expand_word
 
 __all__ = [
+    "CHECKS",
+    "PLATFORM_ARGUMENTS",
     "Add",
     "Arg",
     "Argument",
     "BindRunMount",
     "CacheRunMount",
+    "Check",
     "Chmod",
     "Cmd",
     "Command",
@@ -69,14 +75,18 @@ __all__ = [
     "Expose",
     "Finding",
     "From",
+    "Glob",
+    "Globs",
     "Healthcheck",
     "Heredoc",
+    "Ignore",
     "Instruction",
     "Label",
     "Maintainer",
     "Onbuild",
     "Origin",
     "Pair",
+    "Report",
     "Run",
     "RunMount",
     "SecretRunMount",
@@ -89,6 +99,7 @@ __all__ = [
     "TmpfsRunMount",
     "Transfer",
     "User",
+    "Verdict",
     "Volume",
     "Workdir",
     "expand",
@@ -96,6 +107,9 @@ __all__ = [
     "expand_word",
     "exposed_ports",
     "global_arguments",
+    "has_wildcards",
+    "lint",
     "parse",
     "parse_trigger",
+    "split_wildcards",
 ]

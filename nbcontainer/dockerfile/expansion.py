@@ -16,6 +16,7 @@ was before the instruction.
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -65,13 +66,14 @@ class Expanded(Generic[_I]):
     undefined: frozenset[str]
 
 
-def expand(instruction: _I, environment: Mapping[str, str], *, escape: str = "\\") -> Expanded[_I]:
+def expand(instruction: _I, environment: Mapping[str, str], *, escape: str = "\\", judge: bool = True) -> Expanded[_I]:
     """Expand all that is expanded of an instruction; raises `DockerfileError` that draws its lines.
 
     `environment` holds ENV over ARG; for FROM it is what `global_arguments` gives. What could not be judged while it
-    held variables (mounts, modes, ports) is judged now.
+    held variables (mounts, modes, ports, names that became empty) is judged now, unless `judge` is False: checks do
+    that, who know names of variables but not values.
     """
-    words = _Expander(instruction, environment, escape)
+    words = _Expander(instruction, environment, escape, judge=judge)
     expander = _EXPANDERS.get(type(instruction))
     if expander is None:
         return Expanded(instruction, frozenset(), frozenset())
@@ -107,11 +109,12 @@ def global_arguments(
 class _Expander:
     """Expands words in one environment and remembers what was looked up, and which word is at work."""
 
-    def __init__(self, instruction: Instruction, environment: Mapping[str, str], escape: str) -> None:
+    def __init__(self, instruction: Instruction, environment: Mapping[str, str], escape: str, *, judge: bool) -> None:
         self._instruction = instruction
         self._environment = environment
         self._escape = escape
         self._word = ""
+        self.judge = judge
         self.used: set[str] = set()
         self.undefined: set[str] = set()
 
@@ -123,9 +126,9 @@ class _Expander:
         """Several of them."""
         return tuple(self.one(word) for word in words)
 
-    def several(self, words: tuple[str, ...]) -> tuple[str, ...]:
-        """Words each of which may become none or several."""
-        return tuple(part for word in words for part in self._expanded(word).words)
+    def several(self, word: str) -> tuple[str, ...]:
+        """A word that may become none or several."""
+        return self._expanded(word).words
 
     def body(self, text: str) -> str:
         """The body of a heredoc."""
@@ -135,14 +138,14 @@ class _Expander:
     def judged(self, word: str, judge: Callable[[str], object]) -> str:
         """A word whose expansion, if anything is left of it, must pass `judge`."""
         expanded = self.one(word)
-        if expanded:
+        if expanded and self.judge:
             judge(expanded)
         return expanded
 
     def needed(self, word: str, what: str) -> str:
         """A word whose expansion may not be empty."""
         expanded = self.one(word)
-        if not expanded:
+        if not expanded and self.judge:
             raise DockerfileError(
                 f"{what} {word!r} is empty when its variables are put in; set them, or give a default"
             )
@@ -173,9 +176,10 @@ def _from(words: _Expander, it: From) -> From:
 def _run(words: _Expander, it: Run) -> Run:
     mounts = []
     for flag in it.mount_flags:
-        mount = parse_mount(flag, words.one)
-        assert mount is not None  # it is None only where nothing is expanded
-        mounts.append(mount)
+        with nullcontext() if words.judge else suppress(DockerfileError):
+            mount = parse_mount(flag, words.one)
+            assert mount is not None  # it is None only where nothing is expanded
+            mounts.append(mount)
     return replace(it, mounts=tuple(mounts))
 
 
@@ -213,8 +217,9 @@ def _arg(words: _Expander, it: Arg) -> Arg:
 def _expose(words: _Expander, it: Expose) -> Expose:
     ports = []
     for word in it.ports:
-        for port in words.several((word,)):
-            exposed_ports(port)
+        for port in words.several(word):
+            if words.judge:
+                exposed_ports(port)
             ports.append(port)
     return replace(it, ports=tuple(ports))
 

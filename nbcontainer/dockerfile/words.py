@@ -29,8 +29,9 @@ __all__ = ["Expansion", "expand_text", "expand_word"]
 
 _SPECIAL = frozenset("@*#!?-$")
 _DEEPEST = 64
-_LONGEST = 1 << 20
-"""A value may be doubled on every line: what grows beyond this is an accident or an attack."""
+_LONGEST_WORD = 1 << 17
+"""MAX_ARG_STRLEN: execve(2) takes no longer argument or variable. A value may be doubled on every line."""
+_LONGEST_TEXT = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def expand_word(word: str, environment: Mapping[str, str], *, escape: str = "\\"
     >>> expand_word("${a:-x}/'$b'", {}).text
     'x/$b'
     """
-    return _Expander(word, environment, escape, quotes=True).whole()
+    return _Expander(word, environment, escape, quotes=True, longest=_LONGEST_WORD).whole()
 
 
 def expand_text(text: str, environment: Mapping[str, str]) -> Expansion:
@@ -63,7 +64,7 @@ def expand_text(text: str, environment: Mapping[str, str]) -> Expansion:
     >>> expand_text('"$a" \\$a', {"a": "1"}).text
     '"1" $a'
     """
-    return _Expander(text, environment, "\\", quotes=False).whole()
+    return _Expander(text, environment, "\\", quotes=False, longest=_LONGEST_TEXT).whole()
 
 
 class _Words:
@@ -71,14 +72,13 @@ class _Words:
 
     def __init__(self) -> None:
         self.text: list[str] = []
-        self._size = 0
         self._words: list[str] = []
         self._word: list[str] = []
         self._open = False
 
     def plain(self, text: str) -> None:
         """Take text in which blanks part words."""
-        self._take(text)
+        self.text.append(text)
         for part in re.findall(r"\s+|\S+", text):
             if not part.isspace():
                 self._word.append(part)
@@ -90,15 +90,9 @@ class _Words:
 
     def quoted(self, text: str) -> None:
         """Take text that stays together, and makes a word even when it is empty."""
-        self._take(text)
+        self.text.append(text)
         self._word.append(text)
         self._open = True
-
-    def _take(self, text: str) -> None:
-        self.text.append(text)
-        self._size += len(text)
-        if self._size > _LONGEST:
-            raise DockerfileError(f"the expanded text is longer than {_LONGEST} characters; use a file")
 
     def words(self) -> tuple[str, ...]:
         return (*self._words, "".join(self._word)) if self._open else tuple(self._words)
@@ -107,13 +101,15 @@ class _Words:
 class _Expander:
     """One pass over a word, a character at a time; nested words recur."""
 
-    def __init__(self, text: str, environment: Mapping[str, str], escape: str, *, quotes: bool) -> None:
+    def __init__(self, text: str, environment: Mapping[str, str], escape: str, *, quotes: bool, longest: int) -> None:
         self._text = text
         self._at = 0
         self._environment = environment
         self._escape = escape
         self._quotes = quotes
         self._depth = 0
+        self._longest = longest
+        self._left = longest
         self._used: set[str] = set()
         self._undefined: set[str] = set()
 
@@ -240,6 +236,7 @@ class _Expander:
         if modifier == "+":
             return word if present else ""
         if value is not None and present:
+            self._spend(len(value))
             return value
         if modifier == "-":
             return word
@@ -260,7 +257,9 @@ class _Expander:
         self._at += every
         pattern = _Wildcard("".join(self._until("/", keep_escapes=True).text), self._escape)
         replacement = "".join(self._until("}").text)
-        return pattern.replace(self._value(name), replacement, every=every)
+        parts = pattern.split(self._value(name), every=every)
+        self._spend(len(replacement) * len(parts))
+        return replacement.join(parts)
 
     def _value(self, name: str) -> str:
         value = self._environment.get(name)
@@ -269,7 +268,14 @@ class _Expander:
                 self._undefined.add(name)
             return ""
         self._used.add(name)
+        self._spend(len(value))
         return value
+
+    def _spend(self, size: int) -> None:
+        """Count what variables and replacements put in, before memory is spent on it."""
+        self._left -= size
+        if self._left < 0:
+            raise DockerfileError(f"with its variables the text is longer than {self._longest} characters; use a file")
 
     def _wrong(self, start: int, why: str) -> DockerfileError:
         shown = self._text[start - 2 : start + 30]
@@ -290,22 +296,23 @@ class _Wildcard:
         """The length of the shortest or longest match at the start of `text`; 0 also when there is none."""
         return max(0, self._end(text, 0, longest=longest))
 
-    def replace(self, text: str, replacement: str, *, every: bool) -> str:
-        """`text` with the first or every (longest, leftmost, not empty) match replaced."""
+    def split(self, text: str, *, every: bool) -> list[str]:
+        """What stands around the first or every (longest, leftmost) match in `text`; an empty match is none.
+
+        A match with a star in it reaches to the last place it can, so there is no second one.
+        """
         first = _regex(self._pieces[0])
-        parts, at = [], 0
-        while (match := first.search(text, at)) and (end := self._end(text, match.start(), longest=True)) >= 0:
-            if end == match.start():  # an empty match replaces nothing
-                if end >= len(text):
-                    break
-                parts.append(text[at : end + 1])
-                at = end + 1
-                continue
-            parts += [text[at : match.start()], replacement]
+        parts: list[str] = []
+        at = 0
+        while match := first.search(text, at):
+            end = self._end(text, match.start(), longest=True)
+            if end <= match.start():
+                break
+            parts.append(text[at : match.start()])
             at = end
             if not every:
                 break
-        return "".join(parts) + text[at:]
+        return [*parts, text[at:]]
 
     def _end(self, text: str, start: int, *, longest: bool) -> int:
         """Where the match that begins at `start` ends; -1 when there is none.
