@@ -10,7 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 
-__all__ = ["Flag", "MixedArray", "exec_form", "split_blanks", "split_flags", "split_words"]
+__all__ = ["BLANKS", "Flag", "MixedArray", "exec_form", "split_blanks", "split_flags", "split_words"]
 
 BLANKS = re.compile(r"[\t\v\f\r ]+")
 _SURROGATES = re.compile(r"[\ud800-\udfff]")

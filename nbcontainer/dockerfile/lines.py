@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from nbcontainer.dockerfile.forms import exec_form, split_flags, split_words
+from nbcontainer.dockerfile.forms import BLANKS, MixedArray, exec_form, split_flags, split_words
 from nbcontainer.errors import DockerfileError, printable
 
 __all__ = ["Directives", "Finding", "Heredoc", "Line", "Origin", "Text", "read_lines"]
@@ -197,7 +197,7 @@ class _Reader:
                 comments.append(row[1:].strip())
                 self._at += 1
                 continue
-            line = self._logical(tuple(comments), directives.escape) if row else None
+            line = self._logical(tuple(comments)) if row else None
             self._at += 0 if row else 1
             comments.clear()
             if line:
@@ -236,24 +236,18 @@ class _Reader:
     def _origin(self, first: int, end: int) -> Origin:
         return Origin(first=first + 1, last=end, text="\n".join(self._rows[first:end]))
 
-    def _logical(self, comments: tuple[str, ...], escape: str) -> Line | None:
+    def _logical(self, comments: tuple[str, ...]) -> Line | None:
         """The instruction that begins here; None when it is nothing but escape characters."""
         first = self._at
         text, pieces, empty = self._joined()
-        keyword = re.match(r"\S*", text)
-        heredocs = self._heredocs(first, text, escape) if "<<" in text and keyword else ()
-        origin = self._origin(first, self._at)
+        line = Line(text=text, origin=self._origin(first, self._at), comments=comments, pieces=pieces)
+        if "<<" in text:
+            heredocs = self._heredocs(line)
+            line = replace(line, heredocs=heredocs, origin=self._origin(first, self._at))
         if empty:
-            self._findings.append(
-                Finding(
-                    check="NoEmptyContinuation",
-                    message="an empty line inside an instruction is skipped, and will be an error one day; remove it",
-                    origin=origin,
-                )
-            )
-        if not text.strip():
-            return None
-        return Line(text=text, origin=origin, heredocs=heredocs, comments=comments, pieces=pieces)
+            message = "an empty line inside an instruction is skipped, and will be an error one day; remove it"
+            self._findings.append(Finding(check="NoEmptyContinuation", message=message, origin=line.origin))
+        return line if text else None
 
     def _joined(self) -> tuple[str, tuple[tuple[int, int, int], ...], bool]:
         """Join continuations; also say where each piece came from, and whether an empty line was skipped."""
@@ -276,41 +270,42 @@ class _Reader:
                 return text.rstrip(), tuple(pieces), empty
             start = 0
 
-    def _heredocs(self, first: int, text: str, escape: str) -> tuple[Heredoc, ...]:
+    def _heredocs(self, line: Line) -> tuple[Heredoc, ...]:
         """Take the bodies of the heredocs that the line opens, one after the other."""
-        keyword, _, rest = text.replace("\t", " ").partition(" ")
-        if keyword.upper() == "ONBUILD":
-            keyword, _, rest = rest.strip().partition(" ")
-        if keyword.upper() not in _TAKES_HEREDOCS:
+        keyword, rest = _keyword(line.text)
+        if keyword == "ONBUILD":
+            keyword, rest = _keyword(rest)
+        if keyword not in _TAKES_HEREDOCS:
             return ()
-        body = split_flags(rest)[1]
-        if exec_form(rest[body:]) is not None:
+        body = rest[split_flags(rest)[1] :]
+        try:
+            if exec_form(body) is not None:
+                return ()
+        except MixedArray:  # the reader of instructions says so
             return ()
-        opened = [each for word in split_words(rest[body:], "\\") if (each := _opened(word))]
-        return tuple(self._body(first, each, escape) for each in opened)
+        opened = [(each, word) for word in split_words(body, "\\") if (each := _opened(word))]
+        return tuple(replace(each, content=self._body(line, each, word)) for each, word in opened)
 
-    def _body(self, first: int, opened: Heredoc, escape: str) -> Heredoc:
+    def _body(self, line: Line, opened: Heredoc, word: str) -> str:
         content: list[str] = []
         while self._at < len(self._rows):
             row = self._rows[self._at]
             self._at += 1
             bare = row.rstrip("\r")
             if (bare.lstrip("\t") if opened.chomp else bare) == opened.name:
-                return Heredoc(
-                    name=opened.name,
-                    content="".join(content),
-                    expand=opened.expand,
-                    chomp=opened.chomp,
-                    descriptor=opened.descriptor,
-                )
+                return "".join(content)
             content.append(row + "\n")
-        line = self._rows[first]
-        raise self._origin(first, first + 1).error(
-            f"the heredoc <<{opened.name} has no end; write a line with nothing but {opened.name} after its text"
-            + (f" (and none of its lines ends in {escape})" if line.rstrip().endswith(escape) else ""),
-            column=line.find("<<") + 1,
-            width=2 + len(opened.name),
+        raise line.error(
+            f"the heredoc <<{opened.name} has no end; write a line with nothing but {opened.name} after its text",
+            line.text.find(word),
+            len(word),
         )
+
+
+def _keyword(text: str) -> tuple[str, str]:
+    """The first word in upper case, and what follows it."""
+    keyword, *rest = BLANKS.split(text, maxsplit=1)
+    return keyword.upper(), "".join(rest)
 
 
 def _opened(word: str) -> Heredoc | None:

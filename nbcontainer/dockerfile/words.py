@@ -297,20 +297,21 @@ class _Wildcard:
         return max(0, self._end(text, 0, longest=longest))
 
     def split(self, text: str, *, every: bool) -> list[str]:
-        """What stands around the first or every (longest, leftmost) match in `text`; an empty match is none.
+        """What stands around the first or every (longest, leftmost) match in `text`.
 
-        A match with a star in it reaches to the last place it can, so there is no second one.
+        A match with a star in it reaches to the last place it can, so there is no second one. An empty match is none,
+        but for a star in an empty text, as in a shell.
         """
         first = _regex(self._pieces[0])
         parts: list[str] = []
         at = 0
         while match := first.search(text, at):
             end = self._end(text, match.start(), longest=True)
-            if end <= match.start():
+            if end < 0 or (end == match.start() and (text or len(self._pieces) == 1)):
                 break
             parts.append(text[at : match.start()])
             at = end
-            if not every:
+            if not every or at == len(text):
                 break
         return [*parts, text[at:]]
 
