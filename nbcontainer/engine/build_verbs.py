@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.door import Session
     from nbcontainer.engine.views import BuiltImage
 
-__all__ = ["BUILD_VERBS", "built_message", "secret_value"]
+__all__ = ["BUILD_VERBS", "built_message", "secret_value", "variable_value"]
 
 _SECRET_LIMIT = 500 * 1024
 

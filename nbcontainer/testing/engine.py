@@ -167,7 +167,7 @@ class RecordingEngine:
             user="",
             network="host",
             command=("/bin/sh", "-c", "make test"),
-            mounts=("cache at /root/.cache",),
+            mounts=("cache at /cache",),
         )
     )
     calls: list[Call] = field(default_factory=list)

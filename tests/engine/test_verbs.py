@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from nbcontainer.engine.door import Door, Typed, TypedBuild, TypedRun
 
 ISSUE_VERBS = [
+    "build",
+    "builder",
+    "debug",
     "pull",
     "images",
     "rmi",
