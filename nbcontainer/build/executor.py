@@ -445,7 +445,8 @@ class _StageRun:
             name: value for name, value in self._options.arguments.items() if name in PROXIES and name not in declared
         }
         network = instruction.network if instruction.network != "default" else self._options.network
-        created_by = created_by_run(words, {**arguments} if arguments else {})
+        shown = {name: state.environment[name] for name in state.arguments}
+        created_by = created_by_run(words, shown)
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:
             mounted = MountMaker(
                 workshop=self._executor.workshop,
@@ -563,7 +564,9 @@ class _StageRun:
     # COPY and ADD
 
     def _transfer(self, state: StageState, instruction: i.Transfer) -> StageState:
-        created_by = f"{instruction.code} # nbcontainer"
+        inline = (f"<<{each.name}" for each in instruction.heredocs)
+        words = (instruction.NAME, *instruction.sources, *inline, instruction.destination)
+        created_by = f"{' '.join(words)} # nbcontainer"
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:
             selection = Selection(
                 sources=instruction.sources,
@@ -683,7 +686,7 @@ class _StageRun:
         created_by = f"WORKDIR {path}"
         changed = state.setting(WorkingDir=path)
         with self._step(instruction.code) as step:
-            key = step_key("workdir", state.chain, path=path, **self._common)
+            key = step_key("workdir", state.chain, path=path, user=state.user, **self._common)
             with self._executor.alone(key):
                 made = self._known(step, key)
                 if made is None:
@@ -692,7 +695,7 @@ class _StageRun:
                         "destination": path,
                         "directory": True,
                         "parents": False,
-                        "owner": "",
+                        "owner": state.user,
                         "tops": [["", True]],
                         "entries": [],
                     }

@@ -187,7 +187,8 @@ def started_from(config: Mapping[str, Any], layers: Sequence[Descriptor], diff_i
 def with_metadata(state: StageState, instruction: i.Instruction) -> StageState:
     """The stage after an expanded instruction that makes no files; `KeyError` for one that does."""
     changed = _APPLY[type(instruction)](state, instruction)
-    return changed.remembering(_shown(instruction))
+    # BuildKit has no line for triggers; those that run have one each
+    return changed if isinstance(instruction, i.Onbuild) else changed.remembering(_shown(instruction, state.shell))
 
 
 def with_arguments(
@@ -200,7 +201,7 @@ def with_arguments(
         value = given.get(each.name, each.default if each.default is not None else outer.get(each.name))
         if value is not None:
             arguments[each.name] = value
-        shown.append(each.name if value is None else f"{each.name}={value}")
+        shown.append(each.name if each.default is None else f"{each.name}={each.default}")
     return replace(state, arguments=arguments).remembering(f"ARG {' '.join(shown)}")
 
 
@@ -287,21 +288,23 @@ _APPLY: dict[type[i.Instruction], Callable[[StageState, Any], StageState]] = {
 # --- history ---------------------------------------------------------------------------------------------------------
 
 
-def _shown(instruction: i.Instruction) -> str:
+def _shown(instruction: i.Instruction, shell: Sequence[str]) -> str:
     """A line of history, as BuildKit words it."""
+    text = instruction.code
     if isinstance(instruction, (i.Env, i.Label)):
-        return f"{instruction.NAME} " + " ".join(f"{pair.name}={pair.value}" for pair in instruction.pairs)
-    if isinstance(instruction, i.Expose):
+        text = f"{instruction.NAME} " + " ".join(f"{pair.name}={pair.value}" for pair in instruction.pairs)
+    elif isinstance(instruction, i.Expose):
         ports = sorted(port for word in instruction.ports for port in exposed_ports(word))
-        return f"EXPOSE map[{' '.join(f'{port}:{{}}' for port in ports)}]"
-    if isinstance(instruction, i.Volume):
-        return f"VOLUME [{' '.join(instruction.paths)}]"
-    if isinstance(instruction, (i.Cmd, i.Entrypoint)):
-        words = instruction.command.arguments(DEFAULT_SHELL)
-        return f"{instruction.NAME} {_list(words)}"
-    if isinstance(instruction, i.User):
-        return f"USER {instruction.user}"
-    return instruction.code
+        text = f"EXPOSE map[{' '.join(f'{port}:{{}}' for port in ports)}]"
+    elif isinstance(instruction, i.Volume):
+        text = f"VOLUME [{' '.join(instruction.paths)}]"
+    elif isinstance(instruction, (i.Cmd, i.Entrypoint)):
+        text = f"{instruction.NAME} {_list(instruction.command.arguments(shell))}"
+    elif isinstance(instruction, i.Shell):
+        text = f"SHELL [{' '.join(instruction.shell)}]"
+    elif isinstance(instruction, i.User):
+        text = f"USER {instruction.user}"
+    return text
 
 
 def _list(words: Sequence[str]) -> str:

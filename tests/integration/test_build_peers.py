@@ -49,7 +49,7 @@ CASES: dict[str, str] = {
     "run-user": "USER alice\nRUN id -u > /tmp/who && id -g >> /tmp/who",
     "run-user-number": "USER 1234:77\nRUN id -u > /tmp/who && id -g >> /tmp/who",
     "run-workdir": "WORKDIR /work\nRUN pwd > out",
-    "run-environment": "ENV A=1 B=two\nRUN echo $A$B > /out; env | sort > /env",
+    "run-environment": "ENV A=1 B=two\nRUN echo $A$B > /out; unset HOSTNAME; env | sort > /env",
     "run-home": "RUN echo $HOME > /out\nUSER alice\nRUN echo $HOME > /tmp/out",
     "run-arg": "ARG V=5\nRUN echo $V > /out",
     "run-arg-given": "ARG GIVEN\nRUN echo $GIVEN > /out",
@@ -78,7 +78,7 @@ CASES: dict[str, str] = {
     "cmd-empty": "CMD []",
     "entrypoint-resets-cmd": 'CMD ["a"]\nENTRYPOINT ["b"]',
     "entrypoint-after-base": 'ENTRYPOINT ["/bin/echo"]',
-    "entrypoint-shell": "ENTRYPOINT exec echo hi\nCMD [\"x\"]",
+    "entrypoint-shell": 'ENTRYPOINT exec echo hi\nCMD ["x"]',
     "healthcheck": "HEALTHCHECK --interval=5s --timeout=1m30s --start-period=2s --retries=4 CMD test -f /x",
     "healthcheck-exec": 'HEALTHCHECK CMD ["test", "-f", "/x"]',
     "healthcheck-none": "HEALTHCHECK CMD true\nHEALTHCHECK NONE",
@@ -134,16 +134,31 @@ CASES: dict[str, str] = {
     "stage-copy": "RUN mkdir /o && echo x > /o/x && chown 5:6 /o/x\nFROM {base}\nCOPY --from=0 /o/x /got\nCOPY --from=0 /o /folder",
     "stage-name": "FROM {base} AS Tools\nRUN echo t > /tool\nFROM tools\nRUN cat /tool > /again",
     "stage-image": "COPY --from={base} /bin/cat /bin/cat2",
-    "stage-args": "ARG A=1\nFROM {base}\nARG A\nRUN echo \"[$A]\" > /out",
+    "stage-args": 'ARG A=1\nFROM {base}\nARG A\nRUN echo "[$A]" > /out',
     "stage-scratch": "FROM scratch\nCOPY a.txt /",
-    "stage-scratch-settings": "FROM scratch\nCOPY a.txt /\nWORKDIR /x/y\nCMD [\"/a.txt\"]",
+    "stage-scratch-settings": 'FROM scratch\nCOPY a.txt /\nWORKDIR /x/y\nCMD ["/a.txt"]',
     "stage-mount": "FROM {base} AS one\nRUN mkdir /m && echo m > /m/m\nFROM {base}\nRUN --mount=from=one,source=/m,target=/mm cat /mm/m > /out",
     "stage-chown": "FROM {base} AS one\nRUN echo x > /x && chown 7:8 /x\nFROM {base}\nCOPY --from=one --chown=1:2 /x /y",
     "stage-glob": "FROM {base} AS one\nRUN mkdir /g && touch /g/1.a /g/2.a /g/3.b\nFROM {base}\nCOPY --from=one /g/*.a /g/",
-    "stage-inherits": "FROM {base} AS one\nENV X=1\nCMD [\"a\"]\nWORKDIR /one\nFROM one\nENTRYPOINT [\"b\"]\nRUN pwd > out",
+    "stage-inherits": 'FROM {base} AS one\nENV X=1\nCMD ["a"]\nWORKDIR /one\nFROM one\nENTRYPOINT ["b"]\nRUN pwd > out',
 }  # fmt: skip
 """A text after ``FROM {base}``, or a whole one when it has a FROM in front or a global ARG."""
 
+_STUBS = {
+    "run-cache-mount": ("c",),
+    "run-tmpfs-mount": ("t",),
+    "run-bind-mount": ("mnt", "mnt/sub"),
+    "run-bind-whole": ("context",),
+    "run-mount-stub-in-folder": ("deep/a", "deep/a/b"),
+    "stage-mount": ("mm",),
+    "stage-scratch": ("etc",),
+    "stage-scratch-settings": ("etc",),
+}
+"""Empty folders that this docker leaves where something was mounted; later ones take them away, as we do."""
+_PROGRAMS = (
+    "cat", "chmod", "chown", "cp", "echo", "env", "id", "ln", "ls", "mkdir", "mkfifo", "mv", "pwd", "rm", "sh", "sort",
+    "tail", "test", "touch", "true",
+)  # fmt: skip
 _SKIPPED = ("dev", "proc", "sys", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab", ".dockerenv")
 
 
@@ -152,8 +167,7 @@ def base(registry: InProcessRegistry) -> str:
     """Lend an image with everything where the two engines have mounts of their own."""
     mounted: dict[str, Any] = {"etc/hosts": b"", "etc/hostname": b"", "etc/resolv.conf": b"", "proc": None, "sys": None}
     config = {"Env": ["PATH=/bin:/usr/bin"], "Cmd": ["/bin/sh"], "WorkingDir": "/"}
-    programs = "cat chmod chown cp echo env id ln ls mkdir mkfifo mv pwd rm sh sort tail test touch true".split()
-    layer = root_layer(programs, files={**mounted, "dev": None, "var": None})
+    layer = root_layer(_PROGRAMS, files={**mounted, "dev": None, "var": None})
     registry.add_image("peer-base", "latest", layers=[layer], compression="gzip", config=config)
     return registry.reference("peer-base")
 
@@ -182,10 +196,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (top / "links/dangling").symlink_to("/nowhere")
     os.link(top / "hard/one", top / "hard/two")
     (top / ".dockerignore").write_text("*.log\n!kept.log\n")
-    for name, mode in (("files.tar", "w"), ("files.tgz", "w:gz"), ("packed.bin", "w:bz2"), ("files.txz", "w:xz")):
+    packed: tuple[tuple[str, Any], ...] = (
+        ("files.tar", "w"), ("files.tgz", "w:gz"), ("packed.bin", "w:bz2"), ("files.txz", "w:xz"),
+    )  # fmt: skip
+    for name, mode in packed:
         with tarfile.open(top / name, mode) as tar:
-            for path, kind, owner, bits in (("t", tarfile.DIRTYPE, 5, 0o750), ("t/f", tarfile.REGTYPE, 6, 0o4755)):
-                entry = tarfile.TarInfo(path)
+            for inner, kind, owner, bits in (("t", tarfile.DIRTYPE, 5, 0o750), ("t/f", tarfile.REGTYPE, 6, 0o4755)):
+                entry = tarfile.TarInfo(inner)
                 entry.type, entry.uid, entry.gid, entry.mode = kind, owner, owner + 1, bits
                 entry.mtime = 1_400_000_000
                 entry.size = 0 if kind == tarfile.DIRTYPE else 3
@@ -200,9 +217,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Lend an engine with a store of its own."""
-    with Engine(Settings(root=str(tmp_path_factory.mktemp("store")))) as engine:
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Lend a store."""
+    return str(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def engine(store: str) -> Iterator[Engine]:
+    """Lend an engine."""
+    with Engine(Settings(root=store)) as engine:
         yield engine
 
 
@@ -223,7 +246,11 @@ def tree_of(data: bytes, since: float) -> Tree:
             name = entry.name.removeprefix("./").rstrip("/")
             if not name or any(name == each or name.startswith(f"{each}/") for each in _SKIPPED):
                 continue
-            fact: dict[str, Any] = {"type": entry.type, "mode": oct(entry.mode), "owner": (entry.uid, entry.gid)}
+            fact: dict[str, Any] = {
+                "type": entry.type,
+                "mode": oct(entry.mode & 0o7777),
+                "owner": (entry.uid, entry.gid),
+            }
             if entry.isreg():
                 content = tar.extractfile(entry)
                 assert content is not None
@@ -247,19 +274,19 @@ def tree_of(data: bytes, since: float) -> Tree:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What an image's config says, without what is empty."""
-    options = {
-        name: value for name, value in (config.get("config") or {}).items() if value not in (None, [], {}, "", False)
-    }
+    """What an image's config says, without what is empty; ArgsEscaped is Windows' and deprecated."""
+    found = (config.get("config") or {}).items()
+    options = {name: value for name, value in found if value and name != "ArgsEscaped"}
     return {"config": options, "author": config.get("author", ""), "os": config["os"], "arch": config["architecture"]}
 
 
 def history_of(config: dict[str, Any]) -> list[tuple[str, bool]]:
-    """The lines of history and whether they have a layer."""
-    return [
-        (entry["created_by"].replace(" # buildkit", "").replace(" # nbcontainer", ""), not entry.get("empty_layer"))
-        for entry in config["history"]
-    ]
+    """The lines of history and whether they have a layer; a health check is printed as Go prints a pointer there."""
+    lines = []
+    for entry in config["history"]:
+        text = entry["created_by"].replace(" # buildkit", "").replace(" # nbcontainer", "")
+        lines.append((text.split()[0] if text.startswith("HEALTHCHECK") else text, not entry.get("empty_layer")))
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +325,7 @@ def by_docker(docker: Callable[..., str], base: str, folder: Path, peers_folder:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_as_docker(
-    case: str, base: str, folder: Path, engine: Engine, by_docker: Callable[[str], Any], tmp_path: Path
+    case: str, *, base: str, folder: Path, engine: Engine, by_docker: Callable[[str], Any], tmp_path: Path
 ) -> None:
     """Files, settings and history of one Dockerfile are what docker makes of it."""
     text = whole(CASES[case], base)
@@ -320,6 +347,8 @@ def test_the_same_as_docker(
     assert settings_of(ours) == settings_of(config)
     assert history_of(ours) == history_of(config)
     mine, theirs = tree_of((tmp_path / "files.tar").read_bytes(), since), tree_of(files, since)
+    for name in _STUBS.get(case, ()):
+        theirs.pop(name, None)
     assert sorted(mine) == sorted(theirs)
     different = {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
     assert different == {}
