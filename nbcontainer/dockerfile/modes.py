@@ -14,7 +14,7 @@ from nbcontainer.errors import DockerfileError
 
 __all__ = ["Chmod"]
 
-_WHO = {"u": 0o4700, "g": 0o2070, "o": 0o0007}
+_WHO = {"u": 0o4700, "g": 0o2070, "o": 0o1007}
 _SHIFT = {"u": 6, "g": 3, "o": 0}
 _CLAUSE = re.compile(r"([ugoa]*)((?:[-+=](?:[ugo]|[rwxXst]*))+)")
 _ACTION = re.compile(r"([-+=])([ugo]|[rwxXst]*)")
@@ -64,8 +64,6 @@ class Chmod:
                 cleared = 0
                 for each in who:
                     cleared |= _WHO[each]
-                if {"u", "g", "o"} <= set(who):
-                    cleared |= 0o1000
                 if is_dir:  # chmod(1): "=" keeps the set-id bits of a directory unless they are named
                     cleared &= ~0o6000
                 mode = mode & ~cleared | bits
@@ -84,4 +82,4 @@ def _bits(who: str, what: str, mode: int, *, is_dir: bool) -> int:
         bits |= permissions << _SHIFT[each]
     if "s" in what:
         bits |= 0o4000 * ("u" in who) | 0o2000 * ("g" in who)
-    return bits | 0o1000 * ("t" in what and {"u", "g", "o"} <= set(who))
+    return bits | 0o1000 * ("t" in what and "o" in who)

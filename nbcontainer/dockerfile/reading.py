@@ -67,6 +67,7 @@ class _Reader:
         self.line = line
         self.escape = escape
         self.name = ""
+        self.keyword = (0, 0)  # where it is, and its width
         self.flags: tuple[Flag, ...] = ()
         self.start = 0  # where the arguments begin
         self.rest = ""  # the arguments, without flags
@@ -76,6 +77,7 @@ class _Reader:
         """Read the instruction that begins at `offset`, which is not 0 for what ONBUILD triggers."""
         keyword = BLANKS.split(text[offset:], maxsplit=1)[0]
         self.name = keyword.upper()
+        self.keyword = (offset, len(keyword))
         if self.name not in _READERS:
             near = get_close_matches(self.name, _READERS, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_READERS))}"
@@ -103,11 +105,10 @@ class _Reader:
     # --- what the functions below are made of ------------------------------------------------------------------------
 
     def error(self, message: str, word: str = "") -> DockerfileError:
-        """An error with a caret below `word` of the arguments, or below the whole instruction."""
-        at = self.rest.find(word) if word else -1
-        if at < 0:
-            return self.line.error(message, self.start if self.rest else 0, max(1, len(self.rest.rstrip())))
-        return self.line.error(message, self.start + at, len(word))
+        """An error with a caret below `word` of the arguments, else below all of them, or the keyword without any."""
+        if not self.rest:
+            return self.line.error(message, *self.keyword)
+        return self.line.error(message, self.start + max(0, self.rest.find(word)), len(word or self.rest))
 
     def need(self, what: str) -> str:
         """The arguments, of which there must be some."""

@@ -223,6 +223,8 @@ def _cases() -> list[tuple[str, str]]:
         pieces = choose.choices(["a", "b", "ab", "*", "?", "\\*", "\\?", "\\\\", "."], k=choose.randrange(1, 6))
         pattern = "".join(pieces)
         form = choose.choice(["#", "##", "%", "%%", "/", "//"])
+        if "/" in form and pattern.endswith("\\*"):  # bash 5.2 takes "*\*" and "*[*]" for different things there
+            continue
         cases.append((value, f"${{v{form}{pattern}/R}}" if "/" in form else f"${{v{form}{pattern}}}"))
     return cases
 
