@@ -80,8 +80,6 @@ def expand(instruction: _I, environment: Mapping[str, str], *, escape: str = "\\
     try:
         expanded = cast("_I", expander(words, instruction))
     except DockerfileError as problem:
-        if problem.line:
-            raise
         raise words.located(problem) from problem
     return Expanded(expanded, frozenset(words.used), frozenset(words.undefined))
 
@@ -95,14 +93,17 @@ def global_arguments(
     default that is not given stays unset.
     """
     environment = dict(predefined)
+
+    def expanded(arg: Arg, argument: Argument) -> Argument:
+        return expand(replace(arg, arguments=(argument,)), environment, escape=escape).instruction.arguments[0]
+
     for arg in arguments:
         for each in arg.arguments:
-            one = replace(arg, arguments=(each,))
-            name, default = expand(one, environment, escape=escape).instruction.arguments[0].name, each.default
+            name = expanded(arg, Argument(each.name)).name
             if name in given:
                 environment[name] = given[name]
-            elif default is not None:
-                environment[name] = expand(one, environment, escape=escape).instruction.arguments[0].default or ""
+            elif (default := expanded(arg, each).default) is not None:
+                environment[name] = default
     return environment
 
 

@@ -339,8 +339,6 @@ def _arg(reader: _Reader) -> Instruction:
         if not name:
             raise reader.error(f"{word!r} has no name before its '='; write NAME or NAME=DEFAULT", word)
         arguments.append(Argument(name, default if equals else None))
-    if not arguments:
-        raise reader.error("ARG needs a name; write ARG NAME or ARG NAME=DEFAULT")
     return Arg(arguments=tuple(arguments), **reader.same)
 
 

@@ -105,6 +105,7 @@ def test_heredocs() -> None:
         "RUN a<<b",
         "RUN a << b",
         'RUN ["a", "<<b"]',
+        'RUN ["a", 1, " <<b "]',
         "RUN echo '<<b'",
         'RUN echo "x <<b"',
         "RUN cat <<<b",

@@ -165,6 +165,7 @@ def test_what_was_looked_up(word: str, used: set[str], undefined: set[str]) -> N
         ("${a b}", "' ' is no modifier"),
         ("'a", "single quote"),
         ('"a', "double quote"),
+        ('"a\\', "double quote"),
         ('"${a"', "'\"' is no modifier"),
         ("${no:?}", "the variable no is not set"),
         ("${empty:?}", "the variable empty is empty"),
