@@ -6,7 +6,7 @@ comes; `lint` makes BuildKit's checks; `Ignore` answers for a .dockerignore and 
 
 from __future__ import annotations
 
-from nbcontainer.dockerfile.expansion import Expanded, expand, global_arguments
+from nbcontainer.dockerfile.expansion import Expanded, assign_arguments, expand, global_arguments
 from nbcontainer.dockerfile.globs import Glob, Globs, has_wildcards, split_wildcards
 from nbcontainer.dockerfile.ignore import Ignore, Verdict
 from nbcontainer.dockerfile.instructions import (
@@ -102,6 +102,7 @@ __all__ = [
     "Verdict",
     "Volume",
     "Workdir",
+    "assign_arguments",
     "expand",
     "expand_text",
     "expand_word",

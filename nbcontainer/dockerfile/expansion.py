@@ -3,21 +3,24 @@
 What is expanded:
 
     FROM                        image, --platform: with the global arguments only
-    ENV LABEL ARG               names and values
-    COPY ADD                    sources, destination, --chown, --chmod, --exclude, --checksum; unquoted heredocs
+    ENV LABEL                   names and values
+    ARG                         defaults
+    COPY ADD                    sources, destination, --chown, --chmod, --checksum; unquoted heredocs
     RUN                         the value of each option of --mount but ``from``
     EXPOSE                      ports; an unquoted value may become several
     VOLUME USER WORKDIR STOPSIGNAL
 
-and what is not: the commands of RUN, CMD, ENTRYPOINT and HEALTHCHECK (a shell's), SHELL, MAINTAINER, --from, --network,
---security, and ONBUILD (its trigger is expanded where it runs). All words of an instruction see the environment as it
-was before the instruction.
+and what is not: the commands of RUN, CMD, ENTRYPOINT and HEALTHCHECK (a shell's), SHELL, MAINTAINER, --from, --exclude,
+--network, --security, and ONBUILD (its trigger is expanded where it runs). All words of an instruction see the
+environment as it was before the instruction, but those of ARG see what stands to their left too.
 """
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from nbcontainer.dockerfile.instructions import (
@@ -41,16 +44,18 @@ from nbcontainer.dockerfile.instructions import (
 from nbcontainer.dockerfile.modes import Chmod
 from nbcontainer.dockerfile.mounts import parse_mount
 from nbcontainer.dockerfile.ports import exposed_ports
+from nbcontainer.dockerfile.signals import SIGNALS, is_signal
 from nbcontainer.dockerfile.words import Expansion, expand_text, expand_word
 from nbcontainer.errors import DockerfileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["Expanded", "expand", "global_arguments"]
+__all__ = ["Expanded", "assign_arguments", "expand", "global_arguments"]
 
 _I = TypeVar("_I", bound=Instruction)
 _T = TypeVar("_T", bound=Transfer)
+_REMOTE = re.compile(r"https?://|(?:git|ssh)://|git@", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +98,26 @@ def global_arguments(
     default that is not given stays unset.
     """
     environment = dict(predefined)
-
-    def expanded(arg: Arg, argument: Argument) -> Argument:
-        return expand(replace(arg, arguments=(argument,)), environment, escape=escape).instruction.arguments[0]
-
     for arg in arguments:
-        for each in arg.arguments:
-            name = expanded(arg, Argument(each.name)).name
-            if name in given:
-                environment[name] = given[name]
-            elif (default := expanded(arg, each).default) is not None:
-                environment[name] = default
+        assigned = assign_arguments(arg, environment, given, {}, escape=escape).instruction
+        environment.update((each.name, each.default) for each in assigned.arguments if each.default is not None)
     return environment
+
+
+def assign_arguments(
+    arg: Arg, environment: Mapping[str, str], given: Mapping[str, str], outer: Mapping[str, str], *, escape: str = "\\"
+) -> Expanded[Arg]:
+    """An ARG whose defaults are the values it sets: what is given, else the default, else what `outer` has, else None.
+
+    `given` are --build-args and `outer`, in a stage, the global arguments. A default is looked at only where nothing is
+    given, so ``ARG v=${w:?say so}`` asks for one of the two. Each default sees the values to its left.
+    """
+    words = _Expander(arg, environment, escape, judge=True)
+    try:
+        assigned = words.assigned(arg, given, outer)
+    except DockerfileError as problem:
+        raise words.located(problem) from problem
+    return Expanded(assigned, frozenset(words.used), frozenset(words.undefined))
 
 
 class _Expander:
@@ -152,6 +165,19 @@ class _Expander:
             )
         return expanded
 
+    def assigned(self, arg: Arg, given: Mapping[str, str], outer: Mapping[str, str]) -> Arg:
+        """An ARG with the values of its names, each of which the defaults after it see."""
+        arguments = []
+        for each in arg.arguments:
+            if each.name in given:
+                value: str | None = given[each.name]
+            else:
+                value = outer.get(each.name) if each.default is None else self.one(each.default)
+            if value is not None:
+                self._environment = {**self._environment, each.name: value}
+            arguments.append(Argument(each.name, value))
+        return replace(arg, arguments=tuple(arguments))
+
     def _expanded(self, word: str) -> Expansion:
         self._word = word
         return self._noted(expand_word(word, self._environment, escape=self._escape))
@@ -191,7 +217,6 @@ def _transfer(words: _Expander, it: _T) -> _T:
         destination=words.needed(it.destination, "the destination"),
         owner=words.one(it.owner),
         mode=words.judged(it.mode, Chmod.parse),
-        excludes=words.each(it.excludes),
         heredocs=tuple(
             replace(each, content=words.body(each.body), chomp=False) if each.expand else each for each in it.heredocs
         ),
@@ -207,12 +232,16 @@ def _pairs(words: _Expander, it: Env | Label) -> Env | Label:
     return replace(it, pairs=tuple(pairs))
 
 
+def _copy(words: _Expander, it: Copy) -> Copy:
+    copy = _transfer(words, it)
+    for source in copy.sources if words.judge else ():
+        if _REMOTE.match(source):
+            raise DockerfileError(f"COPY takes files of the context and not {source!r}; write ADD to download it")
+    return copy
+
+
 def _arg(words: _Expander, it: Arg) -> Arg:
-    arguments = (
-        Argument(words.needed(each.name, "the name"), None if each.default is None else words.one(each.default))
-        for each in it.arguments
-    )
-    return replace(it, arguments=tuple(arguments))
+    return words.assigned(it, {}, {})
 
 
 def _expose(words: _Expander, it: Expose) -> Expose:
@@ -238,13 +267,18 @@ def _workdir(words: _Expander, it: Workdir) -> Workdir:
 
 
 def _stopsignal(words: _Expander, it: Stopsignal) -> Stopsignal:
-    return replace(it, signal=words.needed(it.signal, "the signal"))
+    signal = words.needed(it.signal, "the signal")
+    if words.judge and not is_signal(signal):
+        near = get_close_matches(signal.upper(), SIGNALS, 1)
+        hint = f"did you mean {near[0]}?" if near else "write for example SIGTERM or 15"
+        raise DockerfileError(f"there is no signal {signal!r}; {hint}")
+    return replace(it, signal=signal)
 
 
 _EXPANDERS: dict[type[Instruction], Callable[[_Expander, Any], Instruction]] = {
     Add: _add,
     Arg: _arg,
-    Copy: _transfer,
+    Copy: _copy,
     Env: _pairs,
     Expose: _expose,
     From: _from,

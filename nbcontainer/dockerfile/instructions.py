@@ -162,10 +162,11 @@ class Run(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transfer(Instruction):
-    """What COPY and ADD share. Expanded: `sources`, `destination`, `owner`, `mode`, `excludes`, and heredocs.
+    """What COPY and ADD share. Expanded: `sources`, `destination`, `owner`, `mode`, and heredocs.
 
     `sources` are paths (or URLs) without the heredocs, which are in `heredocs`: a file each, by their name, whose
     content is expanded unless the word was quoted. `owner` is the text of --chown, `mode` of --chmod (see `Chmod`).
+    `excludes` are never expanded, as in BuildKit; they are rules for `Ignore`.
     """
 
     sources: tuple[str, ...] = ()
@@ -216,9 +217,9 @@ class Env(Instruction):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arg(Instruction):
-    """``ARG name[=default] …``. Expanded: names and defaults, in the environment before the instruction.
+    """``ARG name[=default] …``. Expanded: defaults, each of which sees the names to its left.
 
-    Before the first FROM each of several sees those to its left (`nbcontainer.dockerfile.expansion.global_arguments`).
+    Who has --build-args asks `nbcontainer.dockerfile.expansion.assign_arguments` instead of `expand`.
     """
 
     NAME: ClassVar[str] = "ARG"

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKS", "PLATFORM_ARGUMENTS", "Check", "Choice", "Report", "Subject", "lint"]
 
-PLATFORM_ARGUMENTS = tuple(
-    f"{side}{what}" for side in ("BUILD", "TARGET") for what in ("PLATFORM", "OS", "ARCH", "VARIANT")
+PLATFORM_ARGUMENTS = (
+    *(f"{side}{what}" for side in ("BUILD", "TARGET") for what in ("PLATFORM", "OS", "OSVERSION", "ARCH", "VARIANT")),
+    "TARGETSTAGE",
 )
 """What the builder sets: global in FROM lines, and in a stage after ``ARG NAME``."""
 

@@ -34,9 +34,9 @@ class Chmod:
     @classmethod
     def parse(cls, text: str) -> Chmod:
         """Read an expanded ``--chmod``; raises `DockerfileError` without a place."""
-        if re.fullmatch(r"[0-7]{1,5}", text, re.ASCII) and int(text, 8) <= 0o7777:
+        if re.fullmatch(r"0*[0-7]{1,4}", text, re.ASCII):
             return cls(int(text, 8))
-        if text.isdigit():
+        if text.isascii() and text.isdigit():
             raise DockerfileError(f"the mode {text!r} is not octal from 0 to 7777; write for example 0755")
         changes: list[tuple[str, str, str]] = []
         for clause in text.split(","):

@@ -65,7 +65,7 @@ class BindRunMount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheRunMount:
-    """A directory that outlives the build; `id` is the target unless given. It starts with `source` of `from_`."""
+    """A directory that outlives the build and starts with `source` of `from_`; `id` defaults to the cleaned target."""
 
     target: str
     id: str
@@ -156,7 +156,7 @@ def _options(flag: str) -> list[tuple[str, str | None]]:
 
 
 def _mount(options: dict[str, str | None]) -> RunMount:
-    kind = options.pop("type", "bind") or ""
+    kind = (options.pop("type", "bind") or "").lower()
     if kind not in _TYPES:
         near = get_close_matches(kind, _TYPES, 1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_TYPES)}"
@@ -242,7 +242,7 @@ def _cache(options: _Options) -> RunMount:
     target = options.target()
     return CacheRunMount(
         target=target,
-        id=options.text("id", target),
+        id=options.text("id", posixpath.normpath(target)),
         source=options.text("source", "/"),
         from_=options.text("from"),
         readonly=options.readonly(default=False),
@@ -260,9 +260,7 @@ def _tmpfs(options: _Options) -> RunMount:
 def _secret(options: _Options) -> RunMount:
     """The id is the source, or the last part of the target; the target /run/secrets/ID, unless a variable has it."""
     target, env = options.text("target"), options.text("env")
-    if options.text("id") and options.text("source"):
-        raise DockerfileError("a secret has an id or a source, which are the same; keep one")
-    identity = options.text("id") or options.text("source") or posixpath.basename(target.rstrip("/"))
+    identity = options.text("source") or options.text("id") or posixpath.basename(target.rstrip("/"))
     if not identity:
         raise DockerfileError("a mount of type secret needs an id; add id=NAME")
     return SecretRunMount(

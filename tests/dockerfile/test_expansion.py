@@ -23,6 +23,7 @@ from nbcontainer.dockerfile import (
     User,
     Volume,
     Workdir,
+    assign_arguments,
     expand,
     global_arguments,
     parse,
@@ -57,12 +58,12 @@ def test_run() -> None:
 
 
 def test_copy() -> None:
-    """Words, owner, mode, excludes and unquoted heredocs of COPY are expanded; a value with a blank stays one word."""
+    """Words, owner, mode and unquoted heredocs of COPY are expanded, excludes not; a value with a blank is one word."""
     source = "COPY --from=f --chown=$v:$v --chmod=u=rw --exclude=*.$v $two <<a <<-'b' $path/\n\t$v\na\n\t$v\n\tb"
     copy = expanded(source)
     assert isinstance(copy, Copy)
     assert (copy.sources, copy.destination) == (("a b",), "/p/")
-    assert (copy.owner, copy.mode, copy.excludes, copy.from_) == ("1:1", "u=rw", ("*.1",), "f")
+    assert (copy.owner, copy.mode, copy.excludes, copy.from_) == ("1:1", "u=rw", ("*.$v",), "f")
     assert [each.body for each in copy.heredocs] == ["\t1\n", "$v\n"]
 
 
@@ -93,10 +94,26 @@ def test_pairs(kind: str) -> None:
 
 
 def test_arg() -> None:
-    """Names and defaults of ARG are expanded, and no default is not an empty one."""
-    result = expanded("ARG a b=$v c=$empty x$v=$no")
+    """Defaults of ARG are expanded and see what is to their left, and no default is not an empty one."""
+    result = expanded("ARG a b=$v c=$empty x$v=$no d=$b v=2 e=$v")
     assert isinstance(result, Arg)
-    assert result.arguments == (Argument("a"), Argument("b", "1"), Argument("c", ""), Argument("x1", ""))
+    values = {each.name: each.default for each in result.arguments}
+    assert values == {"a": None, "b": "1", "c": "", "x$v": "", "d": "1", "v": "2", "e": "2"}
+
+
+def test_assign_arguments() -> None:
+    """What is given counts before a default, which is not looked at then, and a global value where there is none."""
+    arg = parse_trigger("ARG a b=${no:?say-so} c d=$c$b")
+    assert isinstance(arg, Arg)
+    result = assign_arguments(arg, {"no": ""}, {"b": "B"}, {"c": "C", "b": "x"})
+    assert result.instruction.arguments == (
+        Argument("a"),
+        Argument("b", "B"),
+        Argument("c", "C"),
+        Argument("d", "CB"),
+    )
+    with pytest.raises(DockerfileError, match="line 1: no: say-so"):
+        assign_arguments(arg, {"no": ""}, {}, {})
 
 
 def test_expose() -> None:
@@ -163,10 +180,13 @@ def test_escape() -> None:
         ("RUN --mount=type=x$v,target=/a b", "no mount of type 'x1'", None),
         ("EXPOSE 1 $two", "the port 'a'", "$two"),
         ("ENV $no=1", "the name '$no' is empty", "$no"),
-        ("ARG $no=1", "the name '$no' is empty", "$no"),
         ("VOLUME a $no", "the path '$no' is empty", "$no"),
         ("USER $no", "the user '$no' is empty", "$no"),
         ("STOPSIGNAL $no", "the signal '$no' is empty", "$no"),
+        ("STOPSIGNAL SIGTREM", "no signal 'SIGTREM'; did you mean SIGTERM?", "SIGTREM"),
+        ("STOPSIGNAL $v$v$v$v$v$v$v$v$v$v", "write for example SIGTERM", None),
+        ("COPY http://x/$v a", "write ADD to download it", None),
+        ("COPY GIT@x:y a", "write ADD to download it", None),
         ("COPY <<a /x\n${\na", "no name", None),
     ],
 )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     [
         ("755", 0o600, False, 0o755),
         ("0755", 0o4777, True, 0o755),
-        ("00644", 0o600, False, 0o644),
+        ("0000644", 0o600, False, 0o644),
         ("7777", 0o600, False, 0o7777),
         ("0", 0o777, False, 0),
         ("u=rwX,go=rX", 0o600, False, 0o644),
@@ -37,7 +37,9 @@ def test_apply(text: str, before: int, is_dir: bool, after: int) -> None:
     assert chmod.apply(before | stat.S_IFREG, is_dir=is_dir) == after
 
 
-@pytest.mark.parametrize("text", ["", "8", "10000", "77777", "u", "u=z", "x+r", "u=rw,", "u=rwg", "rwx", "u+r w"])
+@pytest.mark.parametrize(
+    "text", ["", "8", "\u0667", "10000", "77777", "u", "u=z", "x+r", "u=rw,", "u=rwg", "rwx", "u+r w"]
+)
 def test_refused(text: str) -> None:
     """What is neither octal nor symbolic is refused."""
     with pytest.raises(DockerfileError, match="octal"):

@@ -29,6 +29,7 @@ from nbcontainer.errors import DockerfileError
         ("target=/a,rw,ro", BindRunMount(target="/a")),
         ('"target=/a,b"', BindRunMount(target="/a,b")),
         ("type=cache,target=/a", CacheRunMount(target="/a", id="/a")),
+        ("type=Cache,target=/a//b/", CacheRunMount(target="/a//b/", id="/a/b")),
         (
             "type=cache,id=i,target=/a,sharing=LOCKED,from=f,source=s,mode=0700,uid=1,gid=2,ro",
             CacheRunMount(
@@ -43,6 +44,7 @@ from nbcontainer.errors import DockerfileError
         ("type=secret,id=a", SecretRunMount(id="a", target="/run/secrets/a")),
         ("type=secret,target=/x/y", SecretRunMount(id="y", target="/x/y")),
         ("type=secret,src=a,env=B", SecretRunMount(id="a", env="B")),
+        ("type=secret,src=a/b,id=c", SecretRunMount(id="a/b", target="/run/secrets/b")),
         (
             "type=secret,id=a,env=B,target=/c,required,mode=0444,uid=1,gid=2",
             SecretRunMount(id="a", env="B", target="/c", required=True, mode=0o444, uid=1, gid=2),
@@ -76,7 +78,6 @@ def test_parse(flag: str, mount: RunMount) -> None:
         ("type=secret,id=a,from=b", "type secret has no option 'from'"),
         ("type=secret", "needs an id"),
         ("type=secret,target=/", "needs an id"),
-        ("type=secret,id=a,source=b", "keep one"),
         ("target=/a,ro=x", "'readonly' is true or false"),
         ("type=ssh,required=x", "'required' is true or false"),
         ("type=ssh,mode=8", "an octal mode"),
