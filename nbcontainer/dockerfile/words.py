@@ -16,6 +16,7 @@ There is no assignment: ``${v:=w}`` is an error.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Expansion", "expand_text", "expand_word"]
 
 _SPECIAL = frozenset("@*#!?-$")
+_QUOTES = "'\""
 _DEEPEST = 64
 _LONGEST_WORD = 1 << 17
 """MAX_ARG_STRLEN: execve(2) takes no longer argument or variable. A value may be doubled on every line."""
@@ -128,7 +130,13 @@ class _Expander:
     def _until(self, stop: str, *, keep_escapes: bool = False) -> _Words:
         """Expand up to `stop` and step over it ("" is the end); `keep_escapes` is for patterns."""
         words = _Words()
-        while mark := self._next():
+        ordinary = _ordinary(self._escape, stop, quotes=self._quotes)
+        while True:
+            if run := ordinary.match(self._text, self._at):
+                words.plain(run[0])
+                self._at = run.end()
+            if not (mark := self._next()):
+                break
             if mark == stop:
                 return words
             if mark == "$":
@@ -144,8 +152,6 @@ class _Expander:
                     words.quoted(mark + following)
                 elif following:
                     words.quoted(following)
-            else:
-                words.plain(mark)
         if stop:
             raise DockerfileError(f"'${{' has no matching '{stop}'; add it, or write \\$ for a dollar sign")
         return words
@@ -280,6 +286,12 @@ class _Expander:
     def _wrong(self, start: int, why: str) -> DockerfileError:
         shown = self._text[start - 2 : start + 30]
         return DockerfileError(f"{shown!r} cannot be expanded: {why}")
+
+
+@functools.cache
+def _ordinary(escape: str, stop: str, *, quotes: bool) -> re.Pattern[str]:
+    """What needs no looking at, up to the next character that does."""
+    return re.compile(f"[^${re.escape(escape + stop)}{_QUOTES if quotes else ''}]+")
 
 
 class _Wildcard:
