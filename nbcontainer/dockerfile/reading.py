@@ -354,7 +354,7 @@ def _expose(reader: _Reader) -> Instruction:
 
 def _volume(reader: _Reader) -> Instruction:
     reader.options("")
-    paths = reader.words("a path")
+    paths = tuple(path.strip() for path in reader.words("a path"))
     if not paths or "" in paths:
         raise reader.error("VOLUME needs paths that are not empty")
     return Volume(paths=paths, **reader.same)
