@@ -39,7 +39,7 @@ from nbcontainer.dockerfile.expansion import expand
 from nbcontainer.dockerfile.parser import parse_trigger
 from nbcontainer.errors import BuildFailed, ContainerInterrupted, DockerfileError, InvalidInput, NbcontainerError
 from nbcontainer.images.committing import config_of
-from nbcontainer.model import Notice, Platform, StepFinished, StepOutput, StepStarted
+from nbcontainer.model import Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -101,6 +101,7 @@ class Executor:
         self.steps = 0
         self.cached = 0
         self.notices: dict[str, None] = {}
+        self.fetched: set[str] = set()
         self._grace = grace
         self._listener = listener
         self._events: queue.SimpleQueue[Event | _Done] = queue.SimpleQueue()
@@ -258,10 +259,20 @@ class Executor:
                 future = self._images[name, platform] = Future()
         if mine:
             try:
-                future.set_result(self.workshop.image(name, platform, fresh=self.options.pull, listener=self.emit))
+                future.set_result(
+                    self.workshop.image(
+                        name, platform, fresh=self.options.pull, listener=lambda event: self._fetching(name, event)
+                    )
+                )
             except BaseException as problem:  # noqa: BLE001 - whoever waits gets it
                 future.set_exception(problem)
         return future.result()
+
+    def _fetching(self, name: str, event: Event) -> None:
+        """Pass on what a pull tells, and remember that there was one."""
+        if isinstance(event, PullStarted):
+            self.fetched.add(name)
+        self.emit(event)
 
     @contextlib.contextmanager
     def alone(self, key: Digest) -> Iterator[None]:
@@ -376,7 +387,7 @@ class _StageRun:
                 image = self._executor.image(planned.image, wanted)
             except NbcontainerError as problem:
                 raise _at(planned.stage.base.origin, problem) from problem
-            step.cached = not self._options.pull
+            step.cached = planned.image not in self._executor.fetched
             config = config_of(image, self._executor.workshop.content)
             return started_from(config, image.manifest.layers, image.config.diff_ids)
 
@@ -536,7 +547,7 @@ class _StageRun:
             self._executor.failed = FailedStep(
                 text=instruction.code,
                 line=instruction.origin.first,
-                stage=self._planned.label,
+                stage=self._label,
                 code=ran.exit_code,
                 before=job.chain,
                 after=after.chain,

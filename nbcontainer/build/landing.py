@@ -11,6 +11,7 @@ import errno
 import os
 import posixpath
 import stat
+import time
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
@@ -294,7 +295,7 @@ def write_folders(writer: TarWriter, folders: Sequence[Mapping[str, Any]]) -> No
             st_mode=stat.S_IFDIR | int(folder["mode"]),
             st_uid=int(folder["uid"]),
             st_gid=int(folder["gid"]),
-            st_mtime_ns=int(folder.get("mtime", 0)),
+            st_mtime_ns=int(folder["mtime"]) if "mtime" in folder else time.time_ns(),
         )
         xattrs = {name: bytes.fromhex(value) for name, value in (folder.get("xattrs") or {}).items()}
         writer.entry(os.fsencode(folder["path"]), status, xattrs=xattrs)

@@ -67,7 +67,7 @@ def built_message(built: BuiltImage, *, quiet: bool) -> object:
     known = f", {built.cached} of them cached" if built.cached else ""
     return tables.Message(
         f"built {names}: {layers}, {tables.size_text(built.image.size)}, {steps}{known},"
-        f" in {tables.span_text(built.seconds)}\n{built.image.digest}"
+        f" in {built.seconds:.1f} s\n{built.image.digest}"
     )
 
 
@@ -116,8 +116,8 @@ def _debug(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - 
         f"  network      {step.network}",
         *([f"  mounts       {', '.join(step.mounts)}; secrets and agents are not there again"] if step.mounts else []),
         "",
-        f"{run:<32}runs in the state that the step left, with its variables, user and folder",
-        f"{before:<32}the same in the state before it",
+        f"{run:<40}runs in the state that the step left, with its variables, user and folder",
+        f"{before:<40}the same in the state before it",
         "",
         "Nothing you do there changes the state. It is kept until the next build or `%container builder prune`.",
     ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Literal
 
-from nbcontainer.engine.tables import printable, span_text
+from nbcontainer.engine.tables import printable
 from nbcontainer.model import (
     BuildWarning,
     LayerProgress,
@@ -124,7 +124,7 @@ class BuildLog:
                 self._write(event.stream, event.data)
                 self._at_start = event.data.endswith((b"\n", b"\r"))
         elif isinstance(event, StepFinished):
-            ends = {"done": span_text(event.seconds), "cached": "CACHED", "failed": "FAILED", "cancelled": "stopped"}
+            ends = {"done": f"{event.seconds:.1f} s", "cached": "CACHED", "failed": "FAILED", "cancelled": "stopped"}
             if self._open:
                 self._put(f"  {ends[event.end]}\n")
             else:
