@@ -42,7 +42,7 @@ _APPLY = "nbcontainer.layers.apply:serve"
 _PIECE = 1 << 20
 _BILLION = 1_000_000_000
 _EMPTY_TAR = bytes(1024)
-EMPTY_DIFF_ID = Digest.of(_EMPTY_TAR)
+_EMPTY_DIFF_ID = Digest.of(_EMPTY_TAR)
 
 
 class Maker:
@@ -52,6 +52,7 @@ class Maker:
         self.latest = None if epoch is None else epoch * _BILLION
         self._epoch = epoch
         self._workshop = workshop
+        self._empty_blob: Descriptor | None = None
         self._committer = Committer(
             content=workshop.content,
             refs=workshop.refs,
@@ -220,9 +221,11 @@ class Maker:
 
     def _empty(self, parent: Digest | None) -> MadeLayer:
         """The layer of a step that changed nothing: its blob is stored once, its snapshot is an empty folder."""
-        new = self._committer.take_layer(lambda sink: sink(_EMPTY_TAR))
-        blob = Descriptor(media_type=new.media_type, digest=new.digest, size=new.size)
-        chain = chain_id(parent, new.diff_id)
+        blob = self._empty_blob
+        if blob is None or not self._workshop.content.has(blob.digest):
+            new = self._committer.take_layer(lambda sink: sink(_EMPTY_TAR))
+            blob = self._empty_blob = Descriptor(media_type=new.media_type, digest=new.digest, size=new.size)
+        chain = chain_id(parent, _EMPTY_DIFF_ID)
         snapshots = self._workshop.snapshots
         with contextlib.suppress(Conflict):
             active = snapshots.prepare(chain, parent)
@@ -231,7 +234,7 @@ class Maker:
             except BaseException:
                 snapshots.abort(active)
                 raise
-        return MadeLayer(blob=blob, diff_id=new.diff_id, chain=chain, created=self.now())
+        return MadeLayer(blob=blob, diff_id=_EMPTY_DIFF_ID, chain=chain, created=self.now())
 
     def _chunks(self, digest: Digest) -> Iterator[bytes]:
         with self._workshop.content.open(digest) as blob:

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -50,6 +51,7 @@ _HOST_NAME = "build"
 _LOST = "its processes vanished without an exit code: killed from outside, or the machine ran out of memory"
 _EMPTY = "empty"
 """A folder of every launcher's stage (`nbcontainer.runtime.child.stage`)."""
+_MOUNTED = frozenset({"hosts", "hostname", "resolv.conf"})
 _BACKLOG = 16
 _PIECE = 1 << 16
 
@@ -252,8 +254,7 @@ class EngineWorkshop:
         (mount,) = (each for each in spec.root if each.kind == "overlay")
         try:
             above, below = os.stat(mount.upper), os.stat(mount.lower[0])
-            same = (above.st_mode, above.st_uid, above.st_gid) == (below.st_mode, below.st_uid, below.st_gid)
-            if same and not os.listdir(mount.upper):
+            if _alike(above, below) and _holds_only_stubs(mount.upper, mount.lower):
                 return None
         except FileNotFoundError:
             return None
@@ -309,6 +310,41 @@ class EngineWorkshop:
         if self._session.privileged:
             ids = self._session.id_map
             os.chown(path, ids.uids[0].outside + uid, ids.gids[0].outside + gid)
+
+
+def _alike(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_mode, one.st_uid, one.st_gid) == (other.st_mode, other.st_uid, other.st_gid)
+
+
+def _holds_only_stubs(upper: str, lowers: Sequence[str]) -> bool:
+    """Whether nothing is in a writable layer but what our own mounts were put on (`nbcontainer.layers.diff` knows them).
+
+    Most commands of builds that change nothing are told so here, without a walk by a task.
+    """
+    names = os.listdir(upper)
+    if not names:
+        return True
+    if names != ["etc"]:
+        return False
+    etc = os.path.join(upper, "etc")
+    below = next((each for lower in lowers if (each := _look(os.path.join(lower, "etc"))) is not None), None)
+    status = os.lstat(etc)
+    if not stat.S_ISDIR(status.st_mode) or below is None or not _alike(status, below):
+        return False
+    for name in os.listdir(etc):
+        stub = os.lstat(os.path.join(etc, name))
+        if name not in _MOUNTED or not stat.S_ISREG(stub.st_mode) or stub.st_size:
+            return False
+        if any(_look(os.path.join(lower, "etc", name)) is not None for lower in lowers):
+            return False
+    return True
+
+
+def _look(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _close_all(ends: list[int]) -> None:
