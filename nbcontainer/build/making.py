@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from nbcontainer.build.workshop import Job, Ran, Workshop
     from nbcontainer.images.committing import NewLayer
 
-__all__ = ["LANDING", "Maker"]
+__all__ = ["APPLY", "LANDING", "Maker"]
 
 LANDING = "nbcontainer.build.landing"
-_APPLY = "nbcontainer.layers.apply:serve"
+APPLY = "nbcontainer.layers.apply"
 _PIECE = 1 << 20
 _BILLION = 1_000_000_000
 _EMPTY_TAR = bytes(1024)
@@ -138,7 +138,7 @@ class Maker:
 
     def call(self, function: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         """Call a function of `landing` as container root."""
-        return self._workshop.tasks.call(f"{LANDING}:{function}", arguments, fds)
+        return self._workshop.helper.call(f"{LANDING}:{function}", arguments, fds)
 
     def scanned(self, chain: Digest, selection: Selection, name: str, cache: BuildCache) -> dict[str, Any]:
         """What a selection finds in a chain; a chain cannot change, so this is looked for once."""
@@ -159,7 +159,7 @@ class Maker:
         try:
             try:
                 asked = {"owners": self._workshop.owners, "flat": True, "confine": True}
-                call = helper.begin(_APPLY, asked, (reader, target))
+                call = helper.begin(f"{APPLY}:serve", asked, (reader, target))
             finally:
                 os.close(reader)
             try:
@@ -176,7 +176,7 @@ class Maker:
     def streamed(self, function: str, arguments: Mapping[str, Any], sink: Callable[[bytes], object]) -> dict[str, Any]:
         """Call one that writes a tar, and pass it on; its own reason is raised when both ends fail."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        helper = self._workshop.tasks
+        helper = self._workshop.helper
         try:
             try:
                 call = helper.begin(f"{LANDING}:{function}", arguments, (writer,))

@@ -85,11 +85,7 @@ class Workshop(Protocol):
 
     @property
     def helper(self) -> Helper:
-        """Applies layers as container root."""
-
-    @property
-    def tasks(self) -> Helper:
-        """Runs functions of `nbcontainer.build.landing` as container root."""
+        """Runs functions of `nbcontainer.build.landing` and of `nbcontainer.layers.apply` as container root."""
 
     @property
     def owners(self) -> bool:

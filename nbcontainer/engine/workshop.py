@@ -1,7 +1,8 @@
 """What a build needs of an engine: base images, containers that keep what they wrote until it is a layer, and tasks.
 
-Implements `nbcontainer.build.workshop.Workshop`. Tasks of a build run in a launcher of their own, started when the
-first one is needed and ended with the build: what they load would make every notebook's launcher start later.
+Implements `nbcontainer.build.workshop.Workshop`. A build has a launcher of its own, started when something must be made
+and ended with it: what its tasks load would make every notebook's launcher start later, and what it keeps ready has the
+machine's network, as RUN does.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import socket
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbcontainer.build.making import LANDING
+from nbcontainer.build.making import APPLY, LANDING
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.running import resolv_conf
 from nbcontainer.engine.successors import new_container_id
@@ -52,6 +54,7 @@ _LOST = "its processes vanished without an exit code: killed from outside, or th
 _EMPTY = "empty"
 """A folder of every launcher's stage (`nbcontainer.runtime.child.stage`)."""
 _MOUNTED = frozenset({"hosts", "hostname", "resolv.conf"})
+_READY = 2
 _BACKLOG = 16
 _PIECE = 1 << 16
 
@@ -74,18 +77,20 @@ class EngineWorkshop:
     ) -> None:
         self._session = session
         self._pull = pull
-        self._tasks: NativeRuntime | None = None
+        self._made: NativeRuntime | None = None
         self._lock = threading.Lock()
+        self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="nbcontainer-clean")
         self._running: set[Connection] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._cleaner.shutdown(wait=True)
         with self._lock:
-            tasks, self._tasks = self._tasks, None
-        if tasks is not None:
-            tasks.close()
+            made, self._made = self._made, None
+        if made is not None:
+            made.close()
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -107,21 +112,27 @@ class EngineWorkshop:
     @property
     def helper(self) -> Helper:
         """See `Workshop.helper`."""
-        return self._session.runtime
+        return self._runtime
+
+    def _clean(self, directory: str, record: Record) -> None:
+        try:
+            self._session.discard(directory)
+        finally:
+            record.close()
 
     @property
-    def tasks(self) -> Helper:
-        """See `Workshop.tasks`."""
+    def _runtime(self) -> NativeRuntime:
         with self._lock:
-            if self._tasks is None:
-                self._tasks = NativeRuntime(
+            if self._made is None:
+                self._made = NativeRuntime(
                     self._session.settings.root,
                     self._session.id_map,
-                    pool_size=0,
-                    pool_idle=0,
-                    modules=(LANDING,),
+                    pool_size=_READY,
+                    pool_idle=self._session.settings.pool_idle,
+                    pool_network="host",
+                    modules=(APPLY, LANDING),
                 )
-            return self._tasks
+            return self._made
 
     @property
     def owners(self) -> bool:
@@ -135,7 +146,7 @@ class EngineWorkshop:
 
     def view(self, root: Sequence[Mount]) -> list[dict[str, Any]]:
         """See `Workshop.view`. Overlayfs shows nothing of one layer alone, so that one stands on an empty folder."""
-        steps = self._session.runtime.view(root)
+        steps = self._runtime.view(root)
         for step in steps:
             if step["op"] == "overlay" and not step["upper"] and len(step["lower"]) == 1:
                 step["lower"].append(_EMPTY)
@@ -166,14 +177,11 @@ class EngineWorkshop:
             "created": time.time(),
             "keep": False,
         }
-        deaths = session.runtime.deaths
         record = session.records.create(container, fields)
         try:
             yield self._carried_out(spec, record, output)
-        finally:
-            session.discard(directory)
-            record.close()
-            session.recover(deaths)
+        finally:  # the next step need not wait for it; the record stays locked until it is done
+            self._cleaner.submit(self._clean, directory, record)
 
     def _spec(self, job: Job, container: Any, directory: str) -> ContainerSpec:
         if job.chain is None:
@@ -212,7 +220,7 @@ class EngineWorkshop:
                 ends.append(writer)
                 readers.append(reader)
                 self._session.adopt(writer)
-            connection = self._session.runtime.start(spec, (ends[0], ends[1], ends[2]))
+            connection = self._runtime.start(spec, (ends[0], ends[1], ends[2]))
             undo.callback(connection.close)
             with self._lock:
                 self._running.add(connection)
@@ -317,7 +325,7 @@ def _alike(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def _holds_only_stubs(upper: str, lowers: Sequence[str]) -> bool:
-    """Whether nothing is in a writable layer but what our own mounts were put on (`nbcontainer.layers.diff` knows them).
+    """Whether nothing is in a writable layer but what our own mounts were put on (see `nbcontainer.layers.diff`).
 
     Most commands of builds that change nothing are told so here, without a walk by a task.
     """
