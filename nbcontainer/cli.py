@@ -9,17 +9,22 @@ failure.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from nbcontainer.build.context import ContextSource
+from nbcontainer.engine.build_verbs import built_message, secret_value
 from nbcontainer.engine.command_line import Option, Verb, read_choice
-from nbcontainer.engine.door import TypedExec, TypedRun, hints, worded
+from nbcontainer.engine.door import TypedBuild, TypedExec, TypedRun, hints, worded
 from nbcontainer.engine.tables import Message, Report, Shown, Table
 from nbcontainer.engine.verbs import VERBS, dispatch, overview
 from nbcontainer.errors import ContainerExit, ContainerStartError, InvalidOption, NbcontainerError
 from nbcontainer.model import Notice, RunResult
+from nbcontainer.widgets.buildlog import BuildLog
+from nbcontainer.widgets.progress import choose_display
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -190,6 +195,7 @@ class TerminalSession:
                     stdin=stdin,
                     output=self.output,
                     listener=listener,
+                    failed=request.failed,
                 )
             found = hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network)
         elif isinstance(request, TypedExec):
@@ -207,6 +213,43 @@ class TerminalSession:
         if result.reason != "exited":
             _complain(f"{_subject(request)}: {result.detail or result.reason}")
         return result
+
+    def build(self, request: TypedBuild) -> object:
+        """Build; the steps are shown on standard error, as docker does."""
+        secrets = {each.id: secret_value(each, None) for each in request.secrets}
+        progress: Any = "none" if request.quiet else request.progress
+        with contextlib.ExitStack() as undo:
+            context, dockerfile = _build_input(request, undo)
+            log = undo.enter_context(
+                BuildLog(
+                    lambda _, data: self.output("stderr", data),
+                    lambda: choose_display("text", notebook=False, stream=sys.stderr),
+                    progress=progress,
+                    heading_stream="stderr",
+                )
+            )
+            options = replace(request.options, context=context, dockerfile=dockerfile, secrets=secrets)
+            built = self.engine.build(options, listener=lambda event: log.listen(_worded_event(event)))
+        return built_message(built, quiet=request.quiet)
+
+
+def _build_input(request: TypedBuild, undo: contextlib.ExitStack) -> tuple[ContextSource, bytes | None]:
+    """The context, and the Dockerfile where it does not lie in it: ``-`` is either, on standard input."""
+    path = request.path or "."
+    if path != "-":
+        if os.path.isfile(path):
+            return ContextSource(archive=undo.enter_context(open(path, "rb"))), None
+        return ContextSource(folder=path), _standard_input() if request.options.dockerfile_name == "-" else None
+    data = _standard_input()
+    if data[:2] == b"\x1f\x8b" or data[:4] == b"\x28\xb5\x2f\xfd" or data[257:262] == b"ustar":
+        return ContextSource(archive=io.BytesIO(data)), None
+    return ContextSource(), data
+
+
+def _standard_input() -> bytes:
+    if sys.stdin.isatty():
+        raise InvalidOption("- reads a Dockerfile or a tar from standard input; redirect it, as in … < Dockerfile")
+    return sys.stdin.buffer.read()
 
 
 # Verbs of the terminal alone

@@ -8,7 +8,8 @@ it as it is, without a traceback.
     ├── InvalidInput              what was typed or configured cannot be used: change it
     │   ├── InvalidReference      an image name
     │   ├── InvalidDigest         a content digest
-    │   └── InvalidOption         an option, a mount, a user, a platform
+    │   ├── InvalidOption         an option, a mount, a user, a platform
+    │   └── DockerfileError       a Dockerfile, with the line and a caret under the place
     ├── NotFound                  the name is well formed, but there is no such thing
     │   ├── ImageNotFound
     │   ├── ContainerNotFound
@@ -27,6 +28,7 @@ it as it is, without a traceback.
     └── ContainerError            the container did not end well
         ├── ContainerStartError   it never ran its command (exit codes 125, 126, 127)
         ├── ContainerExit         its command ended with a non-zero code or a signal
+        │   └── BuildFailed       that command was a RUN of a Dockerfile
         ├── ContainerTimeout      it was ended by its time limit
         └── ContainerInterrupted  it was ended because the person asked
 """
@@ -39,6 +41,7 @@ import unicodedata
 
 __all__ = [
     "BlobNotFound",
+    "BuildFailed",
     "Conflict",
     "ContainerError",
     "ContainerExit",
@@ -48,6 +51,7 @@ __all__ = [
     "ContainerTimeout",
     "CorruptContent",
     "Denied",
+    "DockerfileError",
     "ImageNotFound",
     "InvalidDigest",
     "InvalidImage",
@@ -123,6 +127,26 @@ class InvalidDigest(InvalidInput):
 
 class InvalidOption(InvalidInput):
     """An option, mount, user or platform that cannot be used."""
+
+
+class DockerfileError(InvalidInput):
+    """A Dockerfile, or a .dockerignore, that cannot be used.
+
+    `line` and `column` count from 1 and are 0 where the problem has no place; `drawing` shows the source
+    with a caret below the place.
+    """
+
+    def __init__(self, message: str, *, line: int = 0, column: int = 0, drawing: str = "") -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+        self.drawing = drawing
+
+    @property
+    def message(self) -> str:
+        """`line N: sentence`, then the drawing."""
+        place = f"line {self.line}: " if self.line else ""
+        return f"{place}{super().message}" + (f"\n{_on_screen(self.drawing)}" if self.drawing else "")
 
 
 class NotFound(NbcontainerError, LookupError):
@@ -238,6 +262,44 @@ class ContainerExit(ContainerError, subprocess.CalledProcessError):
         lines = _COLOURS.sub("", self.stderr_tail).replace("\r\n", "\n").rstrip()
         tail = f"\n{_on_screen(lines)}" if lines.strip() else ""
         return f"{_on_screen(self.image)}: {_on_screen(self.reason)}{tail}"
+
+
+class BuildFailed(ContainerExit):
+    """A RUN of a Dockerfile ended badly, so there is no image.
+
+    `line` is that of the instruction, `drawing` shows it; `hint` says what can be done with the state it left.
+    """
+
+    def __init__(
+        self,
+        returncode: int,
+        cmd: tuple[str, ...],
+        *,
+        image: str,
+        reason: str = "",
+        output: str | None = None,
+        stderr_tail: str = "",
+        line: int = 0,
+        drawing: str = "",
+        hint: str = "",
+    ) -> None:
+        super().__init__(returncode, cmd, image=image, reason=reason, output=output, stderr_tail=stderr_tail)
+        self.line = line
+        self.drawing = drawing
+        self.hint = hint
+
+    @property
+    def message(self) -> str:
+        """The instruction with a caret, the command, its last output, how it ended, and what can be done now."""
+        lines = _COLOURS.sub("", self.stderr_tail).replace("\r\n", "\n").rstrip()
+        parts = [
+            f"line {self.line}: the command of {_on_screen(self.image)} failed: {_on_screen(self.reason)}",
+            _on_screen(self.drawing),
+            f"command: {_on_screen(' '.join(str(word) for word in self.cmd))}",
+            f"last output:\n{_on_screen(lines)}" if lines.strip() else "",
+            _on_screen(self.hint),
+        ]
+        return "\n".join(part for part in parts if part)
 
 
 class ContainerTimeout(ContainerExit):

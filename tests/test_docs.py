@@ -14,8 +14,9 @@ import pytest
 
 from nbcontainer.cli import TERMINAL_VERBS
 from nbcontainer.engine.command_line import parse
+from nbcontainer.engine.door import FAILED
 from nbcontainer.engine.settings import Settings
-from nbcontainer.engine.verbs import RUN, VERBS
+from nbcontainer.engine.verbs import RUN, VERBS, find_verb
 from nbcontainer.ipython.arguments import split_line
 from nbcontainer.ipython.magics import ContainerMagics
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES
@@ -71,7 +72,11 @@ def test_verbs_and_options_exist(page: Path) -> None:
                 parse(found[0], split_line(rest), door="notebook" if prefix == "%container" else "terminal")
         for rest in _CELL_LINE.findall(text):
             if "[" not in rest and not re.search(r"-v [.~]", rest):  # folders of the reader are not here
-                parse(RUN, split_line(rest), door="notebook")
+                failed = FAILED if "--failed" in rest else ""
+                parse(RUN, split_line(rest), door="notebook", default_image=failed)
+        for rest in re.findall(r"^%%dockerfile\b(.*)$", text, re.MULTILINE):
+            if "[" not in rest:
+                parse(find_verb("build", TERMINAL_VERBS, "notebook"), split_line(rest), door="notebook")
 
 
 @named

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from nbcontainer.build.request import BuildOptions
 from nbcontainer.model import ExecOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
     from nbcontainer.model import Listener, NetworkMode
 
 __all__ = [
+    "FAILED",
     "Door",
+    "FailedState",
+    "SecretSource",
     "Session",
     "Typed",
+    "TypedBuild",
     "TypedExec",
     "TypedRun",
     "TypedStart",
@@ -37,13 +42,17 @@ __all__ = [
 ]
 
 Door = Literal["notebook", "terminal"]
+FailedState = Literal["", "before", "after"]
+FAILED = "(failed step)"
+"""What stands for an image where the state of a failed build step is meant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypedRun:
     """A ``run`` as typed: what the engine needs, and what only the door needs (`out` to `interactive`).
 
-    `out` and `err` name user variables that take the text of a stream instead of the screen.
+    `out` and `err` name user variables that take the text of a stream instead of the screen. With `failed` it runs in
+    the state of the last build's failed step, and `image` says nothing.
     """
 
     image: str
@@ -56,6 +65,32 @@ class TypedRun:
     raise_error: bool = True
     expand: bool = False
     interactive: bool = False
+    failed: FailedState = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretSource:
+    """Where the value of a ``--secret`` is: a file, a variable of the environment, or one of the notebook."""
+
+    id: str
+    kind: Literal["file", "environment", "variable"]
+    where: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedBuild:
+    """A ``build`` as typed: `options` as far as they are known, and what the door has to look up.
+
+    `path` is the context: a folder, a tar file, ``-`` for what the door has for input, or "" for its default.
+    `variables` are those of the notebook that become files of the context.
+    """
+
+    path: str = ""
+    options: BuildOptions = field(default_factory=BuildOptions)
+    variables: tuple[str, ...] = ()
+    secrets: tuple[SecretSource, ...] = ()
+    progress: str = "auto"
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +145,9 @@ class Session(Protocol):
 
     def execute(self, request: Typed) -> object:
         """Run a command with the door's input and output; answer what the door shows or exits with."""
+
+    def build(self, request: TypedBuild) -> object:
+        """Build an image with the door's input and display; answer what the door shows."""
 
     def output(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
         """Write a container's bytes where the door shows that stream."""

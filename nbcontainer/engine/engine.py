@@ -16,10 +16,19 @@ import os
 import platform as host_platform
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer.engine import files, host_image, resources
 from nbcontainer.engine.attending import OutputSink
+from nbcontainer.engine.building import (
+    build,
+    build_lease,
+    clear_build_cache,
+    failed_config,
+    failed_mounts,
+    failed_step,
+)
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage
 from nbcontainer.engine.executing import ExecRequest, execute
@@ -28,6 +37,7 @@ from nbcontainer.engine.running import Placed, RunRequest, Subject, carry_out, p
 from nbcontainer.engine.session import Session
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.views import (
+    BuiltImage,
     Change,
     CommittedImage,
     ContainerDetail,
@@ -74,7 +84,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from nbcontainer.build.request import BuildOptions, FailedStep
     from nbcontainer.engine.doctor import DoctorReport
+    from nbcontainer.engine.door import FailedState
     from nbcontainer.engine.records import ContainerRecords
     from nbcontainer.images.image import Image
     from nbcontainer.images.library import Library
@@ -176,7 +188,8 @@ class Engine:
         if image == host_image.HOST_IMAGE:
             raise InvalidInput("the host image is this machine's own root; there is nothing to remove")
         with lock_store(self.settings.root, shared=False):
-            removal = self._library.remove(image, force=force, used=self._chains_in_use())
+            lease = build_lease(self._connect())
+            removal = self._library.remove(image, force=force, used=self._chains_in_use(), lease=lease)
         return RemovedImage(untagged=removal.untagged, deleted=removal.deleted, freed=removal.freed)
 
     # --- containers -------------------------------------------------------------------------------------------------
@@ -193,6 +206,7 @@ class Engine:
         output: OutputSink | None = None,
         listener: Listener = ignore,
         check: bool = False,
+        failed: FailedState = "",
     ) -> RunResult:
         """Run a command, or the text of a cell, in a fresh container of `image` and wait for its end.
 
@@ -200,7 +214,8 @@ class Engine:
         is fed to it: bytes, or an open file that it reads itself. With `output` the result keeps only the last 64 KiB
         of each stream. Ctrl-C ends every process of the container. With `check` a bad end raises `ContainerExit` (or
         its children `ContainerTimeout`, `ContainerInterrupted`); a container that cannot start always raises
-        `ContainerStartError`.
+        `ContainerStartError`. With `failed` it runs where the failed step of the last build stood, before or after it,
+        and `image` says nothing.
         """
         options = options or RunOptions()
         if script is not None and argv:
@@ -216,7 +231,11 @@ class Engine:
         )
         session = self._connect()
         with lock_store(self.settings.root, shared=True):
-            subject = self._subject(image, options, listener)
+            subject = self._failed_subject(failed) if failed else self._subject(image, options, listener)
+            if failed and options.network is None:
+                request = dataclasses.replace(
+                    request, options=dataclasses.replace(options, network=self.failed_step().network)
+                )
             placed = place(session, request, subject)
         return self._carried_out(session, request, placed, check=check)
 
@@ -434,6 +453,45 @@ class Engine:
             image=self._summary(image), layer=image.manifest.layers[-1].digest, size=size, notices=notices
         )
 
+    # --- builds -----------------------------------------------------------------------------------------------------
+
+    def build(self, options: BuildOptions, *, listener: Listener = ignore) -> BuiltImage:
+        """Build an image of a Dockerfile and give it its names.
+
+        Steps that were made before are not made again. Events of each step go to `listener`, in the calling thread.
+        Raises `DockerfileError` with the line, `BuildFailed` when a RUN fails (then `failed_step` has its state), or
+        what a pull raises; there is no image then.
+        """
+        began = time.monotonic()
+        session = self._connect()
+
+        def pull(name: str, platform: str, policy: PullPolicy, heard: Listener) -> Image:
+            return self._pulled(name, platform, policy, heard)
+
+        with lock_store(self.settings.root, shared=True):
+            image, built = build(session, options, pull, listener)
+        return BuiltImage(
+            image=self._summary(image),
+            names=tuple(Reference.parse(tag).familiar for tag in options.tags),
+            layers=len(image.manifest.layers),
+            steps=built.steps,
+            cached=built.cached,
+            seconds=time.monotonic() - began,
+            notices=built.notices,
+        )
+
+    def failed_step(self) -> FailedStep:
+        """The RUN at which the last build of this store ended; raise `NotFound` when there is none."""
+        return failed_step(self._connect())
+
+    def clear_build_cache(self, *, unused_for: float | None = None) -> tuple[int, int]:
+        """Forget the steps that builds remember, all or those of no use for some seconds; (steps, bytes freed)."""
+        session = self._connect()
+        with lock_store(self.settings.root, shared=False):
+            count = clear_build_cache(session, unused_for=unused_for)
+            freed = self._library.collect(self._chains_in_use(), build_lease(session)).freed
+        return count, freed
+
     # --- what containers use ------------------------------------------------------------------------------------------
 
     def stats(self, containers: Sequence[str] = ()) -> tuple[ContainerUsage, ...]:
@@ -608,6 +666,18 @@ class Engine:
             chain=chain,
             root=lambda folder: session.snapshots.mounts(chain, upper=f"{folder}/upper", work=f"{folder}/work"),
             generation=session.snapshots.generation(chain),
+        )
+
+    def _failed_subject(self, state: FailedState) -> Subject:
+        session = self._connect()
+        step = failed_step(session)
+        chain = step.before if state == "before" else step.after
+        return Subject(
+            name=f"failed step ({state})",
+            config=failed_config(step),
+            chain=chain,
+            root=lambda folder: session.snapshots.mounts(chain, upper=f"{folder}/upper", work=f"{folder}/work"),
+            mounts=failed_mounts(session, step),
         )
 
     def _summary(self, image: Image, used: frozenset[Digest] | None = None) -> ImageSummary:

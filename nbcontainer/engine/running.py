@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from nbcontainer.runtime.launcher import Connection
     from nbcontainer.runtime.supervisor import Outcome
 
-__all__ = ["Placed", "RunRequest", "Subject", "carry_out", "place", "place_again"]
+__all__ = ["Placed", "RunRequest", "Subject", "carry_out", "place", "place_again", "resolv_conf"]
 
 _MADE_WHEN_ASKED = ("limits", "devices", "cap_add", "cap_drop", "seccomp", "no_new_privileges")
 _TITLE = 200
@@ -63,13 +63,17 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What it will run on: `root` gives the mounts for a container whose files lie in a folder."""
+    """What it will run on: `root` gives the mounts for a container whose files lie in a folder.
+
+    `mounts` are shown in it beside the volumes that were asked for.
+    """
 
     name: str
     config: ImageConfig
     chain: Digest | None
     root: Callable[[str], tuple[Mount, ...]]
     generation: str = ""
+    mounts: tuple[Mount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,10 +197,11 @@ def _spec(
         script=request.script,
         shell=request.shell,
         idmapped_binds=session.privileged,
-        host_resolv_conf=_resolv_conf() if options.network == "host" else "",
+        host_resolv_conf=resolv_conf() if options.network == "host" else "",
         single_id=session.id_map.single,
     )
-    return dataclasses.replace(spec, scratch="" if keep else directory, generation=subject.generation)
+    mounts = (*subject.mounts, *spec.mounts)
+    return dataclasses.replace(spec, mounts=mounts, scratch="" if keep else directory, generation=subject.generation)
 
 
 def _kind(request: RunRequest, subject: Subject) -> Kind | None:
@@ -293,7 +298,8 @@ def _told(record: Record, outcome: Outcome) -> Told | None:
     return note.told(by_signal=os.WTERMSIG(outcome.status) if os.WIFSIGNALED(outcome.status) else None)
 
 
-def _resolv_conf() -> str:
+def resolv_conf() -> str:
+    """The machine's name servers, for containers in its network; bounded, and "" where there is no such file."""
     with contextlib.suppress(OSError), open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
         return file.read(64 * 1024)
     return ""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_FOLDERS = ("run", "containers", "snapshots")
+_FOLDERS = ("run", "containers", "snapshots", "build", "build/mounts")
 _REMOVE = "nbcontainer.layers.remove:serve"
 _TASK_MODULES = (
     "nbcontainer.layers.apply",
@@ -86,11 +86,12 @@ class Session:
                 os.makedirs(os.path.join(root, folder), mode=0o700, exist_ok=True)
             owner = self._owner
             if owner is not None:
-                for folder in ("", "run", "snapshots"):
+                for folder in ("", "run", "snapshots", "build"):
                     path = os.path.join(root, folder)
                     os.chown(path, 0, owner)
                     os.chmod(path, 0o710)  # noqa: S103 - the group is container root's own: it must walk through
-                os.chown(os.path.join(root, "containers"), owner, owner)
+                for folder in ("containers", "build/mounts"):
+                    os.chown(os.path.join(root, folder), owner, owner)
         except OSError as problem:
             raise StorageError(
                 f"the store {root} cannot be opened: {problem.strerror} ({problem.filename}); "

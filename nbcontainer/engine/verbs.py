@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer.engine import tables
+from nbcontainer.engine.build_verbs import BUILD_VERBS
 from nbcontainer.engine.command_line import (
     PREFIX,
     HelpRequested,
@@ -41,7 +42,7 @@ from nbcontainer.engine.command_verbs import (
     USER,
     WORKING_DIRECTORY,
 )
-from nbcontainer.engine.door import TypedRun
+from nbcontainer.engine.door import FAILED, TypedRun
 from nbcontainer.engine.file_verbs import FILE_VERBS
 from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
@@ -156,6 +157,11 @@ def _run(session: Session, arguments: Namespace) -> object:
 def run_request(arguments: Namespace) -> TypedRun:
     """What the parsed arguments of ``run`` ask for."""
     entrypoint = arguments.entrypoint
+    image, command = arguments.image, arguments.command
+    if arguments.before and not arguments.failed:
+        raise InvalidOption("--before goes with --failed: the state before the failed step of the last build")
+    if arguments.failed:  # then there is no image, and every word is the command's
+        image, command = FAILED, () if image == FAILED else (image, *command)
     options = RunOptions(
         name=arguments.name or "",
         remove=True if arguments.rm else None,
@@ -173,8 +179,8 @@ def run_request(arguments: Namespace) -> TypedRun:
         **sandbox_options(arguments),
     )
     return TypedRun(
-        image=arguments.image,
-        command=arguments.command,
+        image=image,
+        command=command,
         options=options,
         shell=arguments.shell or (),
         out=arguments.out or "",
@@ -183,6 +189,7 @@ def run_request(arguments: Namespace) -> TypedRun:
         raise_error=not arguments.no_raise_error,
         expand=arguments.expand,
         interactive=arguments.interactive,
+        failed=("before" if arguments.before else "after") if arguments.failed else "",
     )
 
 
@@ -336,6 +343,11 @@ RUN = Verb(
         ),
         _PLATFORM,
         TIMEOUT,
+        Option(
+            flags=("--failed",),
+            help="run in the state of the failed step of the last build, instead of an image; all words are COMMAND",
+        ),
+        Option(flags=("--before",), help="with --failed, the state before that step"),
         *LIMIT_OPTIONS,
         *SANDBOX_OPTIONS,
         *CELL_OPTIONS,
@@ -501,6 +513,7 @@ VERBS: tuple[Verb, ...] = (
         examples=("logs --tail 20 work",),
     ),
     *FILE_VERBS,
+    *BUILD_VERBS,
     *RESOURCE_VERBS,
     Verb(
         name="df",
@@ -551,6 +564,7 @@ def overview(door: Door, table: Sequence[Verb]) -> str:
         "  %%container [OPTIONS] IMAGE                     run the cell below it in a fresh container\n"
         "  %%container [OPTIONS] IMAGE COMMAND [ARG…]      give the cell to COMMAND as its input\n"
         "  %%container exec [OPTIONS] CONTAINER            run the cell in a container that runs already\n"
+        "  %%dockerfile [OPTIONS] [PATH]                   build an image of the cell, a Dockerfile\n"
         if door == "notebook"
         else ""
     )

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nbcontainer.model import Descriptor, Digest, HistoryEntry, ImageConfig
 
 __all__ = [
+    "BuiltImage",
     "Change",
     "CommittedImage",
     "ContainerDetail",
@@ -200,4 +201,17 @@ class CommittedImage:
     image: ImageSummary
     layer: Digest
     size: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """What ``build`` made: the image and its names, and how many of its steps were known already."""
+
+    image: ImageSummary
+    names: tuple[str, ...]
+    layers: int
+    steps: int
+    cached: int
+    seconds: float
     notices: tuple[str, ...] = ()

@@ -17,19 +17,28 @@ from nbcontainer.errors import InvalidImage, StorageError
 from nbcontainer.images.image import Image, load_image
 from nbcontainer.images.unpack import unpack_layer
 from nbcontainer.layers.compression import Compressor
-from nbcontainer.model import ImageConfig, Manifest, chain_id
+from nbcontainer.model import Descriptor, ImageConfig, Manifest, chain_id
 from nbcontainer.model.oci import DOCUMENT_LIMIT, OCI_CONFIG, OCI_MANIFEST
 from nbcontainer.store import ImageRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from nbcontainer.images.unpack import Helper
     from nbcontainer.layers.snapshotter import Snapshotter
-    from nbcontainer.model import Descriptor, Digest, Reference
+    from nbcontainer.model import Digest, Reference
     from nbcontainer.store import ContentStore, RefStore
 
-__all__ = ["Committer", "NewLayer", "checked_config", "config_of", "config_with_layer", "manifest_with_layer"]
+__all__ = [
+    "Committer",
+    "NewLayer",
+    "checked_config",
+    "config_of",
+    "config_with_layer",
+    "encoded",
+    "manifest_of",
+    "manifest_with_layer",
+]
 
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _FROM_DOCKER = {
@@ -69,7 +78,7 @@ class Committer:
     helper: Helper
     owners: bool
 
-    def take_layer(self, produce: Callable[[Callable[[bytes], object]], None]) -> NewLayer:
+    def take_layer(self, produce: Callable[[Callable[[bytes], object]], object]) -> NewLayer:
         """Store what `produce` writes to the sink it is given, the tar of a layer."""
         with self.content.draft() as draft:
             compressor = Compressor(draft.write)
@@ -89,9 +98,9 @@ class Committer:
     ) -> Image:
         """Store the documents, unpack the layer, and last of all name the image by `name` of its manifest's digest."""
         chain = chain_id(base.chain, layer.diff_id)
-        config_data = _encoded(config)
+        config_data = encoded(config)
         config_digest = self.content.put(config_data)
-        manifest_data = _encoded(manifest_with_layer(base.manifest, layer, config_digest, len(config_data)))
+        manifest_data = encoded(manifest_with_layer(base.manifest, layer, config_digest, len(config_data)))
         manifest_digest = self.content.put(manifest_data)
         unpack_layer(
             self._chunks(layer.digest),
@@ -165,14 +174,17 @@ def _complete(history: list[Any], layers: int, created: str) -> list[Any]:
 
 def manifest_with_layer(base: Manifest, layer: NewLayer, config: Digest, config_size: int) -> dict[str, Any]:
     """An OCI manifest of the base's layers and one more."""
+    added = Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
+    return manifest_of((*base.layers, added), config, config_size)
+
+
+def manifest_of(layers: Sequence[Descriptor], config: Digest, config_size: int) -> dict[str, Any]:
+    """An OCI manifest of layers, bottom first."""
     return {
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": {"mediaType": OCI_CONFIG, "digest": str(config), "size": config_size},
-        "layers": [
-            *(_described(each) for each in base.layers),
-            {"mediaType": layer.media_type, "digest": str(layer.digest), "size": layer.size},
-        ],
+        "layers": [_described(each) for each in layers],
     }
 
 
@@ -189,7 +201,8 @@ def _described(layer: Descriptor) -> dict[str, Any]:
     return fields
 
 
-def _encoded(document: Mapping[str, Any]) -> bytes:
+def encoded(document: Mapping[str, Any]) -> bytes:
+    """A document as it is stored; `InvalidImage` when it is too large for anybody to read."""
     data = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
     if len(data) > DOCUMENT_LIMIT:
         raise InvalidImage(
@@ -200,4 +213,4 @@ def _encoded(document: Mapping[str, Any]) -> bytes:
 
 def checked_config(config: Mapping[str, Any]) -> ImageConfig:
     """The same as what everybody else will read; `InvalidImage` before anything is stored."""
-    return ImageConfig.from_json(_encoded(config))
+    return ImageConfig.from_json(encoded(config))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Library", "Removal", "unix_time"]
 
+_NOTHING = Lease()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
@@ -70,11 +72,12 @@ class Library:
             chain = self.snapshots.parent(chain)
         return total
 
-    def remove(self, text: str, *, force: bool, used: frozenset[Digest]) -> Removal:
+    def remove(self, text: str, *, force: bool, used: frozenset[Digest], lease: Lease = _NOTHING) -> Removal:
         """Take names away and collect what nothing needs; the caller holds the store's lock alone.
 
-        `used` are the chain ids that containers stand on. A name is removed by itself; an id removes all its names,
-        several only with `force`. Raises `Conflict` when a container still needs what the last name would take along.
+        `used` are the chain ids that containers stand on, `lease` is what else is needed. A name is removed by itself;
+        an id removes all its names, several only with `force`. Raises `Conflict` when a container still needs what the
+        last name would take along.
         """
         records = self.refs.find(text)
         names = tuple(record.reference.familiar for record in records)
@@ -90,13 +93,13 @@ class Library:
             )
         for record in records:
             self.refs.delete(record.reference)
-        swept = self.collect(used)
+        swept = self.collect(used, lease)
         return Removal(untagged=names, deleted=() if others else (image.record.id,), freed=swept.freed)
 
-    def collect(self, used: frozenset[Digest]) -> Swept:
-        """Remove content and snapshots that no name and no container needs; the caller holds the store's lock alone."""
-        lease = Lease(snapshots=used)
-        reachable = mark(self.refs.list(), [lease], blobs=self.content, parent=self.snapshots.parent)
+    def collect(self, used: frozenset[Digest], lease: Lease = _NOTHING) -> Swept:
+        """Remove content and snapshots that nobody needs; the caller holds the store's lock alone."""
+        leases = [Lease(snapshots=used), lease]
+        reachable = mark(self.refs.list(), leases, blobs=self.content, parent=self.snapshots.parent)
         if reachable.damaged:
             shown = ", ".join(record.reference.familiar for record in reachable.damaged)
             raise StorageError(

@@ -36,7 +36,8 @@ def unload_ipython_extension(ipython: InteractiveShell) -> None:
     _remove(ipython.input_transformers_cleanup, allow_comment_above)
     manager = ipython.magics_manager
     for kind in ("line", "cell"):
-        manager.magics[kind].pop("container", None)
+        for name in ("container", "dockerfile"):
+            manager.magics[kind].pop(name, None)
     magics = manager.registry.pop(ContainerMagics.__name__, None)
     if magics is not None:
         _remove(ipython.configurables, magics)
@@ -58,13 +59,13 @@ def _remove(items: list[Any], item: object) -> None:
 
 
 def allow_comment_above(lines: list[str]) -> list[str]:
-    """Let comments and blank lines stand above ``%%container``.
+    """Let comments and blank lines stand above ``%%container`` and ``%%dockerfile``.
 
     IPython knows a cell magic only on the very first line and otherwise says that ``%%container`` was not found. The
-    lines are dropped for our magic alone; every other cell comes back as it is.
+    lines are dropped for our magics alone; every other cell comes back as it is.
     """
     for number, line in enumerate(lines):
-        if line.startswith("%%container"):
+        if line.startswith(("%%container", "%%dockerfile")):
             return lines[number:]
         if line.strip() and not line.lstrip().startswith("#"):
             break

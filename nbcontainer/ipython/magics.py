@@ -1,4 +1,4 @@
-"""``%container`` and ``%%container``: the thin class IPython holds. What they do is in `nbcontainer.ipython.session`.
+"""``%container``, ``%%container``, ``%%dockerfile``: the thin class IPython holds; `session` has what they do.
 
 Kept small because it is imported by ``%load_ext``: the traits must exist for ``%config ContainerMagics`` and for
 ``c.ContainerMagics…`` in a configuration file, everything else waits for the first use.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class, needs_local_scope, no_var_expand
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from traitlets import Dict, Enum, Float, Int, List, Unicode
 
 __all__ = ["ContainerMagics"]
@@ -46,6 +46,15 @@ class ContainerMagics(Magics):
 
         return run_magic(self, line, cell, local_ns or {})
 
+    @no_var_expand
+    @needs_local_scope
+    @cell_magic
+    def dockerfile(self, line: str, cell: str, local_ns: dict[str, Any] | None = None) -> object:
+        """Build an image of the cell."""
+        from nbcontainer.ipython.session import run_magic
+
+        return run_magic(self, line, cell, local_ns or {}, builds=True)
+
 
 def _help() -> str:
     """What ``%container?`` shows: made from the verb table when somebody asks."""
@@ -55,5 +64,15 @@ def _help() -> str:
     return f"{overview('notebook', VERBS)}\n\n\n{verb_help(RUN, 'notebook')}"
 
 
+def _dockerfile_help() -> str:
+    """What ``%%dockerfile?`` shows."""
+    from nbcontainer.engine.command_line import verb_help
+    from nbcontainer.engine.verbs import VERBS, find_verb
+
+    cell = "%%dockerfile [OPTIONS] [PATH]      the cell is the Dockerfile"
+    return f"{cell}\n\n\n{verb_help(find_verb('build', VERBS, 'notebook'), 'notebook')}"
+
+
 # IPython asks an object for `getdoc` before it looks at its docstring (IPython.core.oinspect.getdoc).
 ContainerMagics.container.getdoc = _help  # type: ignore[union-attr]
+ContainerMagics.dockerfile.getdoc = _dockerfile_help  # type: ignore[union-attr]

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from nbcontainer.engine.door import Typed, TypedExec, TypedRun, TypedStart, hints
+from nbcontainer.build.context import ContextSource
+from nbcontainer.engine.build_verbs import built_message, secret_value, variable_value
+from nbcontainer.engine.door import FAILED, Typed, TypedBuild, TypedExec, TypedRun, TypedStart, hints
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.tables import Shown
 from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, dispatch
@@ -19,6 +21,7 @@ from nbcontainer.errors import ContainerInterrupted, ContainerStartError, Invali
 from nbcontainer.ipython.arguments import expand_body, expander, join_continued, split_line
 from nbcontainer.ipython.display import Interrupted, LineResult, stands_alone
 from nbcontainer.ipython.streams import OutputWriter
+from nbcontainer.widgets.buildlog import BuildLog
 from nbcontainer.widgets.progress import PullProgress, choose_display
 
 if TYPE_CHECKING:
@@ -35,8 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["NotebookSession", "run_magic", "settings_of"]
 
 
-def run_magic(magics: ContainerMagics, line: str, cell: str | None, local_ns: Mapping[str, Any]) -> object:
-    """Carry out ``%container LINE`` or ``%%container LINE`` with its cell."""
+def run_magic(
+    magics: ContainerMagics, line: str, cell: str | None, local_ns: Mapping[str, Any], *, builds: bool = False
+) -> object:
+    """Carry out ``%container LINE`` or ``%%container LINE`` with its cell; `builds`: ``%%dockerfile LINE``."""
     shell: Any = magics.shell
     namespace = ChainMap(dict(local_ns), shell.user_ns)
     try:
@@ -44,14 +49,14 @@ def run_magic(magics: ContainerMagics, line: str, cell: str | None, local_ns: Ma
             line, cell = join_continued(line, cell)
         words = split_line(line)
         session = NotebookSession(magics, cell, namespace)
-        if cell is not None:
+        default_image = ""
+        if builds:
+            words = ["build", *words]
+        elif cell is not None:
             words = _cell_words(words)
-        answer = dispatch(
-            session,
-            words,
-            substitute=expander(namespace),
-            default_image=magics.default_image if cell is not None and words[0] == RUN.name else "",
-        )
+            if words[0] == RUN.name:
+                default_image = FAILED if "--failed" in words else magics.default_image
+        answer = dispatch(session, words, substitute=expander(namespace), default_image=default_image)
     except InvalidOption as problem:
         raise UsageError(str(problem)) from None
     except NbcontainerError:
@@ -140,7 +145,7 @@ class NotebookSession:
 
     def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
         command, script, stdin = self._input(request, request.image, f"%container run {request.image}")
-        network: Any = request.options.network or self._magics.network
+        network: Any = request.options.network or (None if request.failed else self._magics.network)
         try:
             with (
                 self._shown(request, writer, image=request.image, network=network),
@@ -156,10 +161,50 @@ class NotebookSession:
                     output=writer.write,
                     listener=listener,
                     check=request.raise_error,
+                    failed=request.failed,
                 )
         except ContainerStartError as problem:
             raise _with_order_hint(problem, command, "image") from None
         return self._answer(result)
+
+    def build(self, request: TypedBuild) -> object:
+        """Build: the cell, if there is one, is the Dockerfile; the notebook's folder is the context unless named."""
+        files = {name: variable_value(name, self._namespace, what="--var") for name in request.variables}
+        path = request.path or "."
+        folder = ""
+        archive = None
+        if path != "-":
+            folder = os.path.abspath(os.path.expanduser(path))
+        elif self._cell is None:
+            raise InvalidOption("a notebook has no standard input; write the Dockerfile into a cell: %%dockerfile -")
+        if self._cell is not None and request.options.dockerfile_name:
+            raise InvalidOption("the cell is the Dockerfile, so -f has no use; %container build takes -f")
+        if self._cell is not None and not self._cell.strip():
+            raise InvalidOption("the cell is empty; write a Dockerfile into it, beginning with FROM IMAGE")
+        secrets = {each.id: secret_value(each, self._namespace) for each in request.secrets}
+        writer = OutputWriter(limit=self._magics.output_limit)
+        progress: Any = "none" if request.quiet else request.progress
+        notebook = getattr(self._shell, "kernel", None) is not None
+        kind: Any = "none" if request.quiet else self._magics.progress
+        with contextlib.ExitStack() as undo:
+            undo.callback(writer.close)
+            if folder and os.path.isfile(folder):
+                archive, folder = undo.enter_context(open(folder, "rb")), ""
+            log = undo.enter_context(
+                BuildLog(
+                    writer.write,
+                    lambda: choose_display(kind, notebook=notebook, stream=sys.stdout),
+                    progress=progress,
+                )
+            )
+            options = replace(
+                request.options,
+                context=ContextSource(folder=folder, archive=archive, files=files),
+                dockerfile=None if self._cell is None else self._cell.encode("utf-8", "surrogateescape"),
+                secrets=secrets,
+            )
+            built = self.engine.build(options, listener=log.listen)
+        return built_message(built, quiet=request.quiet)
 
     def _joined(self, request: TypedExec, writer: OutputWriter) -> RunResult:
         line = f"%container exec {request.container} COMMAND"

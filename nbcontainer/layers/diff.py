@@ -70,12 +70,13 @@ def differences(upper_fd: int, lower_fd: int) -> Iterator[Difference]:
     return iter(_Walk(upper_fd, lower_fd))
 
 
-def write_layer(upper_fd: int, lower_fd: int, out_fd: int) -> Packer:
+def write_layer(upper_fd: int, lower_fd: int, out_fd: int, *, latest: int | None = None) -> Packer:
     """Write the differences as a layer's tar, and give what was packed and left out.
 
-    Applied on the same lower layers it makes the same merged tree. The same files give the same bytes.
+    Applied on the same lower layers it makes the same merged tree. The same files give the same bytes. Times after
+    `latest` (nanoseconds) are written as that.
     """
-    writer = TarWriter(out_fd)
+    writer = TarWriter(out_fd, latest=latest)
     packer = Packer(writer)
     _write_root(writer, upper_fd, lower_fd)
     for difference in differences(upper_fd, lower_fd):

@@ -15,7 +15,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from nbcontainer._linux.syscalls import (
     RESOLVE_BENEATH,
@@ -28,7 +28,7 @@ from nbcontainer._linux.syscalls import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Packer", "TarWriter", "is_made_by_kernel", "kept_xattrs"]
+__all__ = ["Packer", "Status", "TarWriter", "is_made_by_kernel", "kept_xattrs"]
 
 _BLOCK = 512
 _BUFFER = 1024 * 1024
@@ -85,11 +85,40 @@ def kept_xattrs(fd: int) -> dict[str, bytes]:
     return kept
 
 
-class TarWriter:
-    """Entries as bytes into a descriptor."""
+class Status(Protocol):
+    """What of stat(2) goes into an entry: an `os.stat_result`, or what somebody wants to be written instead."""
 
-    def __init__(self, fd: int) -> None:
+    @property
+    def st_mode(self) -> int:
+        """Type and permissions."""
+
+    @property
+    def st_uid(self) -> int:
+        """The owner."""
+
+    @property
+    def st_gid(self) -> int:
+        """The group."""
+
+    @property
+    def st_size(self) -> int:
+        """Bytes of a file."""
+
+    @property
+    def st_blocks(self) -> int:
+        """Blocks of 512 bytes that it takes."""
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """The time, in nanoseconds."""
+
+
+class TarWriter:
+    """Entries as bytes into a descriptor. No time in it is later than `latest` (nanoseconds), when there is one."""
+
+    def __init__(self, fd: int, *, latest: int | None = None) -> None:
         self._fd = fd
+        self._latest = latest
         self._held = bytearray()
         self._can_send = True
         self.entries = 0
@@ -99,7 +128,7 @@ class TarWriter:
     def entry(
         self,
         name: bytes,
-        status: os.stat_result,
+        status: Status,
         *,
         link: bytes = b"",
         hard: bool = False,
@@ -128,6 +157,8 @@ class TarWriter:
         records: list[tuple[bytes, bytes]],
     ) -> None:
         mode, uid, gid, mtime = numbers
+        if self._latest is not None:
+            mtime = min(mtime, self._latest)
         seconds, fraction = divmod(mtime, _BILLION)
         if fraction or not 0 <= seconds <= _LARGEST[12]:
             records.append((b"mtime", _time(mtime)))
@@ -151,7 +182,18 @@ class TarWriter:
         self._held += _header(base[:_LONGEST_NAME], _PAX, (0o644, 0, 0, len(body), 0), b"")
         self._held += body + bytes(-len(body) % _BLOCK)
 
-    def file(self, name: bytes, fd: int, status: os.stat_result) -> None:
+    def content(self, data: bytes | memoryview) -> None:
+        """Some of the data that the last `entry` said would follow; `pad` after all of it."""
+        self.bytes += len(data)
+        self._held += data
+        if len(self._held) >= _BUFFER:
+            self.flush()
+
+    def pad(self, size: int) -> None:
+        """Fill the last block of an entry of `size` bytes."""
+        self._pad(size)
+
+    def file(self, name: bytes, fd: int, status: Status) -> None:
         """A regular file with its data and xattrs; large holes are not written."""
         xattrs = kept_xattrs(fd)
         size = status.st_size
@@ -348,7 +390,7 @@ class _Opened:
             os.close(self._fd)
 
 
-def _numbers(status: os.stat_result) -> tuple[int, int, int, int]:
+def _numbers(status: Status) -> tuple[int, int, int, int]:
     """Mode, uid, gid, and the time in nanoseconds."""
     return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_mtime_ns
 

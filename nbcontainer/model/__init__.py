@@ -11,6 +11,7 @@ from nbcontainer.model.container import (
     ExitReason,
     Limits,
     Mount,
+    MountedFile,
     MountKind,
     NetworkMode,
     PullPolicy,
@@ -21,6 +22,7 @@ from nbcontainer.model.container import (
 )
 from nbcontainer.model.digest import Digest, chain_id, chain_ids
 from nbcontainer.model.events import (
+    BuildWarning,
     Event,
     LayerProgress,
     LayerState,
@@ -28,6 +30,10 @@ from nbcontainer.model.events import (
     Notice,
     PullFinished,
     PullStarted,
+    StepEnd,
+    StepFinished,
+    StepOutput,
+    StepStarted,
     ignore,
 )
 from nbcontainer.model.idmap import IdMap, IdRange
@@ -45,6 +51,7 @@ from nbcontainer.model.reference import Reference
 
 __all__ = [
     "BindMount",
+    "BuildWarning",
     "Compression",
     "ContainerId",
     "ContainerSpec",
@@ -66,6 +73,7 @@ __all__ = [
     "Manifest",
     "Mount",
     "MountKind",
+    "MountedFile",
     "NetworkMode",
     "Notice",
     "Platform",
@@ -75,6 +83,10 @@ __all__ = [
     "Reference",
     "RunOptions",
     "RunResult",
+    "StepEnd",
+    "StepFinished",
+    "StepOutput",
+    "StepStarted",
     "TmpfsMount",
     "Ulimit",
     "chain_id",

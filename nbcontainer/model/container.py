@@ -18,6 +18,7 @@ __all__ = [
     "Limits",
     "Mount",
     "MountKind",
+    "MountedFile",
     "NetworkMode",
     "PullPolicy",
     "RunOptions",
@@ -68,6 +69,17 @@ class Mount:
     size: int = 0
     mode: int = 0o755
     executable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountedFile:
+    """A small file that is only in memory and shown at `target`: a secret. It is in no layer and on no disk."""
+
+    target: str
+    data: bytes = field(repr=False)
+    mode: int = 0o400
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +153,7 @@ class ContainerSpec:
     limits: Limits = field(default_factory=Limits)
     script: bytes | None = None
     files: tuple[tuple[str, str], ...] = ()
+    mounted_files: tuple[MountedFile, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     resolv_conf: str = ""
     scratch: str = ""

@@ -14,7 +14,21 @@ if TYPE_CHECKING:
     from nbcontainer.model.digest import Digest
     from nbcontainer.model.oci import Descriptor
 
-__all__ = ["Event", "LayerProgress", "LayerState", "Listener", "Notice", "PullFinished", "PullStarted", "ignore"]
+__all__ = [
+    "BuildWarning",
+    "Event",
+    "LayerProgress",
+    "LayerState",
+    "Listener",
+    "Notice",
+    "PullFinished",
+    "PullStarted",
+    "StepEnd",
+    "StepFinished",
+    "StepOutput",
+    "StepStarted",
+    "ignore",
+]
 
 LayerState = Literal["waiting", "downloading", "downloaded", "unpacking", "ready", "exists", "failed"]
 
@@ -58,6 +72,47 @@ class PullFinished(Event):
     digest: Digest
     size: int
     fetched: int
+    seconds: float
+
+
+StepEnd = Literal["done", "cached", "failed", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildWarning(Event):
+    """What a check has to say about the lines of a Dockerfile; `check` is BuildKit's name of it."""
+
+    check: str
+    text: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(Event):
+    """A step of a build begins: `step` names it in the events that follow, `number` counts in its stage."""
+
+    step: int
+    stage: str
+    number: int
+    total: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput(Event):
+    """What a step's command wrote."""
+
+    step: int
+    stream: Literal["stdout", "stderr"]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFinished(Event):
+    """A step is over."""
+
+    step: int
+    end: StepEnd
     seconds: float
 
 

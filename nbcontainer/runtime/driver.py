@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nbcontainer._linux.cgroups import Hierarchy
-    from nbcontainer.model import ContainerSpec, IdMap, Mount
+    from nbcontainer.model import ContainerSpec, IdMap, Mount, NetworkMode
     from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.rootfs import Stage
 
@@ -103,6 +103,7 @@ class NativeRuntime:
         *,
         pool_size: int,
         pool_idle: float,
+        pool_network: NetworkMode = "none",
         host_paths: tuple[str, ...] = (),
         pids_limit: int = 4096,
         modules: tuple[str, ...] = (),
@@ -112,6 +113,7 @@ class NativeRuntime:
         self._id_map = id_map
         self._pool_size = pool_size
         self._pool_idle = pool_idle
+        self._pool_network: NetworkMode = pool_network
         self._host_paths = host_paths
         self._pids_limit = pids_limit
         self._launcher_made: Launcher | None = None
@@ -136,6 +138,7 @@ class NativeRuntime:
                     capabilities=capability_numbers(DEFAULT_CAPABILITIES),
                     pool_size=self._pool_size,
                     pool_idle=self._pool_idle,
+                    pool_network=self._pool_network,
                     host_paths=self._host_paths,
                     pids_limit=self._pids_limit,
                     modules=self._modules,

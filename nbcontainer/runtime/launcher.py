@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from nbcontainer._linux.cgroups import Hierarchy
-    from nbcontainer.model import IdMap
+    from nbcontainer.model import IdMap, NetworkMode
     from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.resources import Held
 
@@ -84,6 +84,7 @@ class LauncherSettings:
     host_paths: tuple[str, ...] = ()
     pids_limit: int = 4096
     modules: tuple[str, ...] = ()
+    pool_network: NetworkMode = "none"
 
     def configuration(self, *, cgroup: str = "", freezer: str = "") -> Configure:
         """The same for the process that is started, with the cgroups that it was given."""
@@ -99,6 +100,7 @@ class LauncherSettings:
             pids_limit=self.pids_limit,
             freezer=freezer,
             modules=list(self.modules),
+            pool_network=self.pool_network,
         )
 
 

@@ -61,9 +61,9 @@ class ProtocolError(Exception):
 class Configure:
     """Engine to launcher, first: how containers are made here.
 
-    `pool_idle` is in milliseconds; `filters` travel as hex by name. `modules` are what tasks will need: imported at
-    once, because inside the namespace container root may not be allowed to read the interpreter's own files (root's
-    home is closed to it).
+    `pool_idle` is in milliseconds, `pool_network` is that of containers kept ready; `filters` travel as hex by name.
+    `modules` are what tasks will need: imported at once, because inside the namespace container root may not be allowed
+    to read the interpreter's own files (root's home is closed to it).
     """
 
     store: str
@@ -77,6 +77,7 @@ class Configure:
     pids_limit: int = 0
     freezer: str = ""
     modules: list[str] = field(default_factory=list)
+    pool_network: str = "none"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbcontainer.model import ContainerSpec, Mount
+    from nbcontainer.model import ContainerSpec, Mount, MountedFile
 
 __all__ = [
     "MASKED_IN_PROC",
@@ -72,6 +72,7 @@ def operations(
     remaining = list(outside_mounts)
     for mount in spec.mounts:
         steps.append(_mount_step(mount, stage, remaining.pop(0) if mount.idmapped else -1))
+    steps += [_mounted_file(number, file) for number, file in enumerate(spec.mounted_files)]
     if spec.devices:
         nodes = [[device.source, device.target, device.access] for device in spec.devices]
         steps.append({"op": "devices", "fd": device_nodes, "nodes": nodes})
@@ -98,7 +99,15 @@ def _root_step(mount: Mount, stage: Stage) -> Operation:
     return _mount_step(mount, stage, -1)
 
 
+def _mounted_file(number: int, file: MountedFile) -> Operation:
+    text = file.data.decode("utf-8", "surrogateescape")
+    owner = {"mode": file.mode, "uid": file.uid, "gid": file.gid}
+    return {"op": "generated", "target": file.target, "text": text, "name": f"file-{number}", **owner}
+
+
 def _mount_step(mount: Mount, stage: Stage, fd: int) -> Operation:
+    if mount.kind == "overlay":
+        return _root_step(mount, stage)
     if mount.kind == "tmpfs":
         return {
             "op": "tmpfs",

@@ -11,9 +11,11 @@ import signal
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from nbcontainer.build.request import FailedStep
 from nbcontainer.engine.doctor import DoctorReport, Tier
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.views import (
+    BuiltImage,
     Change,
     CommittedImage,
     ContainerDetail,
@@ -67,7 +69,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from nbcontainer.build.request import BuildOptions
     from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.door import FailedState
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
 
@@ -148,6 +152,22 @@ class RecordingEngine:
             pids_limit=4096,
             read=1_000_000,
             written=0,
+        )
+    )
+    step: FailedStep = field(
+        default_factory=lambda: FailedStep(
+            text="RUN make test",
+            line=3,
+            stage="stage 1",
+            code=2,
+            before=Digest.of(b"before"),
+            after=Digest.of(b"after"),
+            variables=("PATH=/bin",),
+            directory="/src",
+            user="",
+            network="host",
+            command=("/bin/sh", "-c", "make test"),
+            mounts=("cache at /cache",),
         )
     )
     calls: list[Call] = field(default_factory=list)
@@ -247,6 +267,7 @@ class RecordingEngine:
         output: OutputSink | None = None,
         listener: Listener = ignore,
         check: bool = False,
+        failed: FailedState = "",
     ) -> RunResult:
         self._record(
             "run",
@@ -257,6 +278,7 @@ class RecordingEngine:
             shell=tuple(shell),
             stdin=stdin,
             check=check,
+            **({"failed": failed} if failed else {}),
         )
         for event in self.events:
             listener(event)
@@ -373,6 +395,22 @@ class RecordingEngine:
     def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
         self._record("remove_container", container=container, force=force)
         return self._kept(container)
+
+    def build(self, options: BuildOptions, *, listener: Listener = ignore) -> BuiltImage:
+        self._record("build", options=options)
+        for event in self.events:
+            listener(event)
+        names = tuple(Reference.parse(tag).familiar for tag in options.tags)
+        image = self.image(str(Reference.parse(options.tags[0] if options.tags else "localhost/untagged")))
+        return BuiltImage(image=image, names=names, layers=2, steps=3, cached=1, seconds=1.5)
+
+    def failed_step(self) -> FailedStep:
+        self._record("failed_step")
+        return self.step
+
+    def clear_build_cache(self, *, unused_for: float | None = None) -> tuple[int, int]:
+        self._record("clear_build_cache", unused_for=unused_for)
+        return 3, 2_000_000
 
     def stats(self, containers: Sequence[str] = ()) -> tuple[ContainerUsage, ...]:
         self._record("stats", containers=tuple(containers))

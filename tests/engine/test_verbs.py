@@ -27,9 +27,12 @@ from nbcontainer.model import BindMount, ExecOptions, RunOptions, ignore
 from nbcontainer.testing.engine import RecordingEngine
 
 if TYPE_CHECKING:
-    from nbcontainer.engine.door import Door, Typed, TypedRun
+    from nbcontainer.engine.door import Door, Typed, TypedBuild, TypedRun
 
 ISSUE_VERBS = [
+    "build",
+    "builder",
+    "debug",
     "pull",
     "images",
     "rmi",
@@ -72,6 +75,7 @@ class FakeSession:
         self.door: Door = "notebook"
         self.verbs = VERBS
         self.requests: list[Typed] = []
+        self.builds: list[TypedBuild] = []
         self.written: list[tuple[str, bytes]] = []
 
     def pulling(self, image: str, *, quiet: bool) -> Any:
@@ -83,6 +87,11 @@ class FakeSession:
         """Remember a request."""
         self.requests.append(request)
         return "ran"
+
+    def build(self, request: TypedBuild) -> object:
+        """Remember a request."""
+        self.builds.append(request)
+        return "built"
 
     def output(self, stream: str, data: bytes) -> None:
         """Remember output."""

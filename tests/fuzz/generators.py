@@ -1,4 +1,4 @@
-"""What strangers might send, made of decisions: layers, messages, documents and names, nearly right or wrong."""
+"""What strangers might send, made of decisions: layers, messages, documents, names, Dockerfiles; nearly right."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.layers.layer_tars import END, header, padded, pax
 if TYPE_CHECKING:
     from tests.fuzz.choices import Choices
 
-__all__ = ["make_document", "make_message", "make_name", "make_tar"]
+__all__ = ["make_dockerfile", "make_document", "make_message", "make_name", "make_tar"]
 
 _PARTS = (
     b"a", b"b", b"d", b"l", b"up", b"out", b"..", b".", b"", b".wh.a", b".wh..wh..opq", b".wh.", b".wh..", b".wh...",
@@ -209,3 +209,86 @@ def make_name(choices: Choices) -> str:
     while choices.more() and len(made) < 600:
         made += choices.pick(_PIECES)
     return made
+
+
+_WORDS = (
+    "a",
+    "b/*.c",
+    "$a",
+    "${b:-${a}}",
+    "${c:?m}",
+    "${stars//\\*/$b}",
+    "${",
+    '"x y"',
+    "'$a'",
+    "/x/",
+    "..",
+    "\u00e9\u2028",
+    "#",
+    "[",
+)
+_COPY_FLAGS = (
+    "--from=a",
+    "--from=$a",
+    "--chown=$b",
+    "--chmod=u=rwX,go=",
+    "--chmod=$a",
+    "--link",
+    "--exclude=*$a",
+    "--",
+)
+_MOUNTS = (
+    "--mount=type=cache,target=/$a,id=$b", "--mount=target=/x,from=a", "--mount=type=secret,id=x,env=y", "--mount=type=ssh,mode=$a",
+    "--mount=type=tmpfs,target=/a,size=1g", "--mount=type=$a", '--mount="a,b"', "--network=none", "--security=x",
+)  # fmt: skip
+_COMMANDS = ("a $b ${", '["a", "$b"]', '["a", 1]', "<<A", "cat <<-'B' 3<<C", "'", "[", "# a", "\u00e9", "")
+_INSTRUCTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "FROM": (("--platform=$a",), ("a", "a AS b", "$a as C", "scratch", "${t}", "a b")),
+    "RUN": (_MOUNTS, _COMMANDS),
+    "COPY": ((*_COPY_FLAGS, "--parents"), ("a b", "$a ${b} /x/", '["a b", "c"]', "<<A <<-'B' /x", "a <<A", "a")),
+    "ADD": ((*_COPY_FLAGS, "--unpack", "--checksum=$a"), ("a b", "http://a/$b /x", "<<A /", "git@a:b#c $a", "")),
+    "ENV": ((), ("a=$a b='$b'", "a $b c", "c=1 =", '"a b"=c', "$a=1", "a=\\", "a=b c")),
+    "ARG": ((), ("a b=1", "c=$a", "d=${e:?m}", "=", "TARGETOS")),
+    "LABEL": ((), ("a=b", "a b", "a=$c$d")),
+    "MAINTAINER": ((), ("a", "")),
+    "EXPOSE": ((), ("80", "1-9/udp $a", "$b", "1:2/TCP", "x")),
+    "VOLUME": ((), _COMMANDS),
+    "USER": ((), _WORDS),
+    "WORKDIR": ((), _WORDS),
+    "CMD": ((), _COMMANDS),
+    "ENTRYPOINT": ((), _COMMANDS),
+    "HEALTHCHECK": (("--interval=1s", "--retries=3", "--timeout=x"), ("NONE", "CMD a", 'CMD ["a"]', "a")),
+    "STOPSIGNAL": ((), _WORDS),
+    "SHELL": ((), _COMMANDS),
+    "onbuild": ((), ("RUN <<A", "COPY a $b", "ENV a=$b", "ONBUILD RUN a", "from a")),
+}
+_BREAKS = (*" " * 24, "\t", " \\\n", " \\\n# c\n", " \\\n\n", "", " `\n")
+_BODIES = ("A\n", "x\nA\n\tB\nC\n", "$a \\$a '\nA\n\tB\n$b\nC\n", "\n", "")
+_HEADS = (
+    "",
+    "",
+    "# escape=`\n",
+    "# syntax=a\n# check=skip=all;error=true\n",
+    "\ufeff",
+    "# check=x\n",
+    "ARG a=1 b=$a\n",
+    "ARG c=${d:?x}\n",
+)
+
+
+def make_dockerfile(choices: Choices) -> bytes:
+    """A Dockerfile of instructions that are mostly right each, with heredocs that mostly end."""
+    text = choices.pick(_HEADS) + ("" if choices.rarely() else choices.pick(("FROM a\n", "FROM $a AS b\n")))
+    while choices.more() and len(text) < 4000:
+        keyword = choices.pick(tuple(_INSTRUCTIONS))
+        flags, arguments = _INSTRUCTIONS[keyword]
+        line = keyword
+        for _ in range(choices.number(3) if flags else 0):
+            line += choices.pick(_BREAKS) + choices.pick(flags)
+        line += choices.pick(_BREAKS) + choices.pick(_WORDS if choices.rarely() else arguments)
+        text += line + ("\r\n" if choices.rarely() else "\n")
+        if "<<" in line:
+            text += choices.pick(_BODIES)
+        elif choices.rarely():
+            text += choices.pick(("# a is it\n", "\n", "RUM a\n", "\\\n"))
+    return text.encode()

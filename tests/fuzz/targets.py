@@ -18,13 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbcontainer.errors import InvalidImage, InvalidReference, StorageError
+from nbcontainer.dockerfile import Ignore, Verdict, expand, expand_text, expand_word, global_arguments, lint, parse
+from nbcontainer.errors import DockerfileError, InvalidImage, InvalidReference, StorageError, printable
 from nbcontainer.layers.apply import ApplyLimits, apply
 from nbcontainer.model import ImageConfig, Reference
 from nbcontainer.model.oci import Index, Manifest, decode_document
 from nbcontainer.runtime.protocol import ProtocolError, decode, encode, receive
 from tests.fuzz.choices import Choices
-from tests.fuzz.generators import make_document, make_message, make_name, make_tar
+from tests.fuzz.generators import make_dockerfile, make_document, make_message, make_name, make_tar
 from tests.layers.layer_tars import folder, link, listing, member, tar, unpack
 
 if TYPE_CHECKING:
@@ -224,9 +225,82 @@ def _reference(text: str) -> None:
     assert str(parsed).isprintable()
 
 
+# --- Dockerfiles ------------------------------------------------------------------------------------------------------
+
+_ENVIRONMENT = {"a": "1", "b": "x y", "empty": "", "stars": "*a*?", "PATH": "/bin:/sbin"}
+
+
+def dockerfile(data: bytes) -> None:
+    """A Dockerfile is read, checked and expanded or refused by `DockerfileError`, which can be shown."""
+    try:
+        read = parse(data)
+    except DockerfileError as problem:
+        _shown(problem, data)
+        return
+    assert parse(data) == read
+    for act in (
+        lambda: lint(read, ignore=Ignore(["a*", "!ab"])),
+        lambda: global_arguments(read.arguments, {"a": "2"}, _ENVIRONMENT, escape=read.directives.escape),
+    ):
+        with contextlib.suppress(DockerfileError):
+            act()
+    for stage in read.stages:
+        assert all(stage.sources)
+        for each in (stage.base, *stage.instructions):
+            try:
+                expanded = expand(each, _ENVIRONMENT, escape=read.directives.escape)
+            except DockerfileError as problem:
+                _shown(problem, data)
+            else:
+                assert type(expanded.instruction) is type(each)
+                assert expanded.used <= set(_ENVIRONMENT)
+
+
+def _shown(problem: DockerfileError, data: bytes) -> None:
+    assert 0 <= problem.line <= data.count(b"\n") + 1
+    assert all(printable(row) == row for row in str(problem).split("\n"))
+
+
+def dockerfile_made(data: bytes) -> None:
+    """The same for nearly right Dockerfiles."""
+    dockerfile(make_dockerfile(Choices(data)))
+
+
+def words(data: bytes) -> None:
+    """A word is expanded or refused, says the same twice, and takes neither time nor memory to speak of."""
+    text = data.decode("utf-8", "replace")
+    for expanding in (
+        lambda: expand_word(text, _ENVIRONMENT),
+        lambda: expand_word(text, _ENVIRONMENT, escape="`"),
+        lambda: expand_text(text, _ENVIRONMENT),
+    ):
+        with contextlib.suppress(DockerfileError):
+            result = expanding()
+            assert expanding() == result
+            assert not result.used & result.undefined
+
+
+def ignore(data: bytes) -> None:
+    """Rules are read or refused; a walk that skips what it may leaves out what asking for each path leaves out."""
+    source, _, path = data.partition(b"\0")
+    try:
+        rules = Ignore.parse(source)
+    except DockerfileError as problem:
+        _shown(problem, source)
+        return
+    names = [name for name in path.decode("utf-8", "replace").split("/") if name][:20] or ["a"]
+    verdicts: list[Verdict] = [rules.top]
+    for name in names:
+        verdicts.append(rules.entry(verdicts[-1], name))
+    assert rules.ignores("/".join(names)) == verdicts[-1].ignored
+    skipped = [index for index, each in enumerate(verdicts) if each.skippable]
+    assert all(each.ignored for each in verdicts[min(skipped, default=len(verdicts)) :])
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
         protocol, protocol_made, datagram, layer, layer_made, documents, documents_made, reference, reference_made,
+        dockerfile, dockerfile_made, words, ignore,
     )
 }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import io
 import os
 import signal
 import socket
@@ -18,15 +19,27 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from nbcontainer import errors
+from nbcontainer.build.context import ContextSource
+from nbcontainer.build.request import BuildOptions, BuildOutput
 from nbcontainer.engine.engine import Engine
 from nbcontainer.engine.settings import Settings
-from nbcontainer.model import BindMount, ContainerId, ContainerSpec, ExecOptions, Limits, RunOptions
+from nbcontainer.model import (
+    BindMount,
+    ContainerId,
+    ContainerSpec,
+    ExecOptions,
+    Limits,
+    RunOptions,
+    StepFinished,
+    StepOutput,
+    StepStarted,
+)
 from nbcontainer.runtime.driver import Process
 
 
 def describe(problem: BaseException) -> dict[str, Any]:
     """Put an exception into plain values: its class's names, from itself up, and what it says."""
-    kept = ("exit_code", "returncode", "stderr_tail", "reason")
+    kept = ("exit_code", "returncode", "stderr_tail", "reason", "line", "drawing")
     return {
         "kinds": [kind.__name__ for kind in type(problem).__mro__],
         "text": str(problem),
@@ -97,6 +110,7 @@ class Agent:
         if live:
             asked["output"] = lambda stream, data: self.tell("output", stream, data)
             asked["listener"] = lambda event: self.tell("event", type(event).__name__)
+        asked["failed"] = options.pop("failed", "")
         result = self.engine.run(options=run_options(options), **asked)
         return dataclasses.asdict(result)
 
@@ -151,6 +165,34 @@ class Agent:
         """Run a script whose standard input is a file, as ``nbcontainer run -i IMAGE <FILE`` has it; its output."""
         with open(source, "rb") as file:
             return self.engine.run(image, ["/bin/sh", "-c", script], stdin=file).stdout
+
+    def do_build(self, *, context: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """Build; with every event told, and the steps as they ended."""
+        ends: list[str] = []
+        texts: dict[int, str] = {}
+
+        def listen(event: Any) -> None:
+            if isinstance(event, StepStarted):
+                texts[event.step] = event.text
+            elif isinstance(event, StepOutput):
+                self.tell("output", event.stream, event.data)
+            elif isinstance(event, StepFinished):
+                ends.append(f"{event.end}: {texts[event.step]}")
+            self.tell("event", type(event).__name__)
+
+        archive = context.pop("archive", None)
+        source = ContextSource(archive=None if archive is None else io.BytesIO(archive), **context)
+        outputs = tuple(BuildOutput(kind=kind, destination=path) for kind, path in options.pop("outputs", ()))
+        built = self.engine.build(BuildOptions(context=source, outputs=outputs, **options), listener=listen)
+        return {
+            "reference": built.image.reference,
+            "id": str(built.image.id),
+            "digest": str(built.image.digest),
+            "layers": built.layers,
+            "cached": built.cached,
+            "ends": ends,
+            "notices": built.notices,
+        }
 
     def do_pull(self, *, image: str) -> str:
         """Pull, telling of each event."""

@@ -210,6 +210,26 @@ class Driver:
         reference: str = self.finish()
         return reference
 
+    def build(self, dockerfile: str, *tags: str, folder: str = "", **options: Any) -> dict[str, Any]:
+        """Build an image of a text, and give what came of it; raise `Raised` for what the engine raised."""
+        self.begin_build(dockerfile, *tags, folder=folder, **options)
+        built: dict[str, Any] = self.finish(within=300)
+        return built
+
+    def begin_build(
+        self,
+        dockerfile: str | None,
+        *tags: str,
+        folder: str = "",
+        files: Mapping[str, bytes] | None = None,
+        archive: bytes | None = None,
+        **options: Any,
+    ) -> None:
+        """Start a build without waiting for it."""
+        context = {"folder": folder, "files": dict(files or {}), "archive": archive}
+        text = None if dockerfile is None else dockerfile.encode()
+        self.begin("build", context=context, options={"dockerfile": text, "tags": tags, **options})
+
     def look(self) -> dict[str, Any]:
         """What a leak would show in."""
         self.begin("look")

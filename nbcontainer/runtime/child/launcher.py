@@ -252,7 +252,8 @@ class Launcher:
         self._expected = [each for each in self._expected if each.id != room.id]
         furnished = prepared is not None
         if prepared is None:
-            prepared = self._ready.pop() if room.network == "none" and self._ready else self._prepare(room.network)
+            suits = room.network == self._configuration.pool_network
+            prepared = self._ready.pop() if suits and self._ready else self._prepare(room.network)
         self._left.discard(room.scratch)
         self._running[prepared.pid] = room.scratch
         try:
@@ -321,14 +322,18 @@ class Launcher:
     def _refill(self) -> None:
         if self._lacking():
             try:
-                self._ready.append(self._prepare("none"))
+                self._ready.append(self._prepare(self._configuration.pool_network))
             except OSError:
                 self._broken = True  # the next request will meet the same problem and report it
 
     def _expect(self, message: Expect) -> None:
         most = max(0, self._configuration.pool_size - 1)  # one always waits for what nobody expects
         self._expected = (
-            [*self._expected, *(room for room in message.rooms if room.network == "none")][-most:] if most else []
+            [*self._expected, *(room for room in message.rooms if room.network == self._configuration.pool_network)][
+                -most:
+            ]
+            if most
+            else []
         )
         for folder in message.released:
             self._left.discard(folder)

@@ -282,10 +282,12 @@ def _resize(root: int, step: dict[str, Any], _fds: list[int]) -> None:
 
 
 def _generated(root: int, step: dict[str, Any], _fds: list[int]) -> None:
-    """Show a file of ours at a path of the image; without an /etc there is nobody to read it."""
-    name = step["target"].strip("/").replace("/", "-")
+    """Show a file of ours at a path of the image; one of the person's has a name, a mode and an owner of its own."""
+    name = step.get("name") or step["target"].strip("/").replace("/", "-")
     source = f"gen/{name}"
-    _write_new(source, step["text"], 0o644)
+    _write_new(source, step["text"], step.get("mode", 0o644))
+    if step.get("uid") or step.get("gid"):
+        os.chown(source, step["uid"], step["gid"])
     target = _ensure_file(root, step["target"])
     try:
         mounts.mount(source, f"/proc/self/fd/{target}", "", mounts.MS_BIND)

@@ -1,0 +1,87 @@
+"""A build as it was asked for, and what came of it: frozen values, in docker's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from nbcontainer.build.context import ContextSource
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nbcontainer.build.stage import StageState
+    from nbcontainer.model import Digest, Mount
+
+__all__ = ["BuildNetwork", "BuildOptions", "BuildOutput", "BuiltStage", "FailedStep"]
+
+BuildNetwork = Literal["default", "none", "host"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOutput:
+    """Where a result goes beside the store: ``local`` a folder, ``tar`` its files, ``oci`` an image archive."""
+
+    kind: Literal["local", "tar", "oci"]
+    destination: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """What a person may ask of a build; empty means docker's default.
+
+    `dockerfile` is its text, or None to read `dockerfile_name` in the context. `secrets` are values by id, `agents` are
+    sockets of ssh agents by id, `hosts` lines for ``/etc/hosts``. `epoch` is SOURCE_DATE_EPOCH in seconds.
+    """
+
+    context: ContextSource = field(default_factory=ContextSource)
+    dockerfile: bytes | None = None
+    dockerfile_name: str = ""
+    tags: tuple[str, ...] = ()
+    target: str = ""
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    platform: str = ""
+    network: BuildNetwork = "default"
+    pull: bool = False
+    no_cache: bool = False
+    secrets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    agents: Mapping[str, str] = field(default_factory=dict)
+    hosts: tuple[str, ...] = ()
+    epoch: int | None = None
+    outputs: tuple[BuildOutput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltStage:
+    """The stage that was asked for, built. `cached` of its `steps` were known already."""
+
+    state: StageState
+    steps: int
+    cached: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailedStep:
+    """The RUN that ended a build, with what is needed to stand where it stood.
+
+    `before` and `after` are the files it started from and what it made of them, as chain ids. `variables` are what its
+    command saw; secrets are not among them.
+    """
+
+    text: str
+    line: int
+    stage: str
+    code: int
+    before: Digest
+    after: Digest
+    variables: tuple[str, ...]
+    directory: str
+    user: str
+    network: Literal["none", "host"]
+    command: tuple[str, ...]
+    mounts: tuple[str, ...] = ()
+    shown: tuple[Mount, ...] = ()
+    """What was mounted, as far as it can be again."""
+    moment: float = 0.0
