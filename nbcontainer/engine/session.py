@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from nbcontainer._linux import idmaps
 from nbcontainer.engine import host_image
+from nbcontainer.engine.build_runtime import BuildRuntime
 from nbcontainer.engine.records import ContainerRecords
 from nbcontainer.engine.successors import Successors
 from nbcontainer.errors import NbcontainerError, StorageError, UnsupportedHost
@@ -59,6 +60,7 @@ class Session:
         )
         self.content = ContentStore(settings.root)
         self.snapshots: Snapshotter = OverlaySnapshotter(settings.root, self.id_map, remove_tree=self._remove_tree)
+        self.build_runtime = BuildRuntime(settings, self.id_map)
         self.successors = Successors()
         self.records = ContainerRecords(settings.root, self._owner)
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
@@ -183,6 +185,7 @@ class Session:
 
     def close(self) -> None:
         """End everything; safe twice."""
+        self.build_runtime.close()
         self.runtime.close()
 
 

@@ -40,7 +40,8 @@ class Settings:
     `root` holds all state. `mirrors` maps a registry host to bases tried before it. `insecure_registries` may be
     reached over plain http (loopback always may). `interrupt_grace` is the seconds a cell has between SIGINT and the
     end of all its processes. `pool_size` containers are kept prepared, 0 turns that off; after `pool_idle` seconds
-    without a request none is, until the next.
+    without a request none is, until the next. What a build has started for itself is kept for `build_idle` seconds,
+    for the next one.
     """
 
     root: str = field(default_factory=default_root)
@@ -51,6 +52,7 @@ class Settings:
     interrupt_grace: float = 2.0
     pool_size: int = 3
     pool_idle: float = 300.0
+    build_idle: float = 60.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:

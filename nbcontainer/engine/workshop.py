@@ -1,8 +1,6 @@
 """What a build needs of an engine: base images, containers that keep what they wrote until it is a layer, and tasks.
 
-Implements `nbcontainer.build.workshop.Workshop`. A build has a launcher of its own, started when something must be made
-and ended with it: what its tasks load would make every notebook's launcher start later, and what it keeps ready has the
-machine's network, as RUN does.
+Implements `nbcontainer.build.workshop.Workshop`. Builds have a launcher of their own (`build_runtime`).
 """
 
 from __future__ import annotations
@@ -19,14 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbcontainer.build.making import APPLY, LANDING
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.running import resolv_conf
 from nbcontainer.engine.successors import new_container_id
 from nbcontainer.errors import ContainerStartError, InvalidInput
 from nbcontainer.model import ImageConfig, Platform, RunOptions
 from nbcontainer.runtime.bundle import bundle
-from nbcontainer.runtime.driver import NativeRuntime
 from nbcontainer.runtime.launcher import error_from
 from nbcontainer.runtime.supervisor import supervise
 
@@ -54,7 +50,6 @@ _LOST = "its processes vanished without an exit code: killed from outside, or th
 _EMPTY = "empty"
 """A folder of every launcher's stage (`nbcontainer.runtime.child.stage`)."""
 _MOUNTED = frozenset({"hosts", "hostname", "resolv.conf"})
-_READY = 2
 _BACKLOG = 16
 _PIECE = 1 << 16
 
@@ -77,7 +72,8 @@ class EngineWorkshop:
     ) -> None:
         self._session = session
         self._pull = pull
-        self._made: NativeRuntime | None = None
+        self._lent = contextlib.ExitStack()
+        self._runtime = self._lent.enter_context(session.build_runtime.lent())
         self._lock = threading.Lock()
         self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="nbcontainer-clean")
         self._running: set[Connection] = set()
@@ -87,10 +83,7 @@ class EngineWorkshop:
 
     def __exit__(self, *_: object) -> None:
         self._cleaner.shutdown(wait=True)
-        with self._lock:
-            made, self._made = self._made, None
-        if made is not None:
-            made.close()
+        self._lent.close()
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -119,20 +112,6 @@ class EngineWorkshop:
             self._session.discard(directory)
         finally:
             record.close()
-
-    @property
-    def _runtime(self) -> NativeRuntime:
-        with self._lock:
-            if self._made is None:
-                self._made = NativeRuntime(
-                    self._session.settings.root,
-                    self._session.id_map,
-                    pool_size=_READY,
-                    pool_idle=self._session.settings.pool_idle,
-                    pool_network="host",
-                    modules=(APPLY, LANDING),
-                )
-            return self._made
 
     @property
     def owners(self) -> bool:
