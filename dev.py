@@ -176,8 +176,22 @@ def play(path: Path, *, keep: bool) -> int:
     if keep:
         for cell in notebook.cells:
             cell.get("metadata", {}).pop("execution", None)
+            join_streams(cell)
         nbformat.write(notebook, path)
     return 0
+
+
+def join_streams(cell: Any) -> None:
+    """Make one output of neighbours that were written to the same stream: a page shows a box for each."""
+    joined: list[Any] = []
+    for output in cell.get("outputs", ()):
+        before = joined[-1] if joined else None
+        if before and output["output_type"] == before["output_type"] == "stream" and output["name"] == before["name"]:
+            before["text"] += output["text"]
+        else:
+            joined.append(output)
+    if "outputs" in cell:
+        cell["outputs"] = joined
 
 
 def show_source(cell: Any) -> None:

@@ -36,13 +36,14 @@ from nbcontainer.build.stage import (
 from nbcontainer.build.workshop import Job
 from nbcontainer.dockerfile import instructions as i
 from nbcontainer.dockerfile.expansion import expand
+from nbcontainer.dockerfile.mounts import BindRunMount, CacheRunMount
 from nbcontainer.dockerfile.parser import parse_trigger
 from nbcontainer.errors import BuildFailed, ContainerInterrupted, DockerfileError, InvalidInput, NbcontainerError
 from nbcontainer.images.committing import config_of
 from nbcontainer.model import Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from nbcontainer.build.cache import BuildCache, MadeLayer
     from nbcontainer.build.context import Context
@@ -399,6 +400,13 @@ class _StageRun:
         except BaseException as problem:
             raise _Cancelled("a stage that this one needs has failed") from problem
 
+    def _wait_for(self, names: Iterable[str]) -> None:
+        """Wait until the stages among what a ``from`` names are built, so that no step is shown that only waits."""
+        for name in names:
+            found = self._executor.plan.dockerfile.stage(name, before=self._planned.index) if name else None
+            if found is not None:
+                self._stage(found.index)
+
     def _files_of(self, name: str) -> Digest | None:
         """The files that a ``from`` names: of an earlier stage, else of an image."""
         found = self._executor.plan.dockerfile.stage(name, before=self._planned.index)
@@ -458,6 +466,7 @@ class _StageRun:
         network = instruction.network if instruction.network != "default" else self._options.network
         shown = {name: state.environment[name] for name in state.arguments}
         created_by = created_by_run(words, shown)
+        self._wait_for([each.from_ for each in instruction.mounts if isinstance(each, (BindRunMount, CacheRunMount))])
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:
             mounted = MountMaker(
                 workshop=self._executor.workshop,
@@ -578,6 +587,7 @@ class _StageRun:
         inline = (f"<<{each.name}" for each in instruction.heredocs)
         words = (instruction.NAME, *instruction.sources, *inline, instruction.destination)
         created_by = f"{' '.join(words)} # nbcontainer"
+        self._wait_for([instruction.from_ if isinstance(instruction, i.Copy) else ""])
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:
             selection = Selection(
                 sources=instruction.sources,
