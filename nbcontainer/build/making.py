@@ -1,7 +1,7 @@
 """Layers out of steps: a tar from wherever the step has its files becomes a blob and a snapshot.
 
-As in `nbcontainer.images.committing` the tar is compressed and hashed on its way into the store and unpacked again from
-there, so what runs here is what anybody else gets. A step that changed nothing has the empty tar for a layer, which is
+The tar is compressed and hashed on its way into the store, and the same bytes are unpacked meanwhile, so what runs here
+is what anybody else gets. A step that changed nothing has the empty tar for a layer, which is
 known beforehand.
 """
 
@@ -21,7 +21,7 @@ from nbcontainer.build.keys import step_key
 from nbcontainer.build.landing import write_folders
 from nbcontainer.errors import Conflict, InvalidInput, NbcontainerError
 from nbcontainer.images.committing import Committer
-from nbcontainer.images.unpack import unpack_layer
+from nbcontainer.images.unpack import Unpacking, unpack_layer
 from nbcontainer.layers.compression import write_all
 from nbcontainer.layers.pack import TarWriter
 from nbcontainer.model import Descriptor, Digest, Mount, chain_id
@@ -201,9 +201,21 @@ class Maker:
     # --- storing ----------------------------------------------------------------------------------------------------
 
     def _layer(self, parent: Digest | None, produce: Callable[[Callable[[bytes], object]], object]) -> MadeLayer:
-        new: NewLayer = self._committer.take_layer(produce)
+        """Store a tar and unpack it as it comes: the same bytes that the blob has, whose digest names the snapshot."""
+        snapshots = self._workshop.snapshots
+        active = snapshots.prepare(Digest.of(os.urandom(16)), parent)  # its name is known at the end only
+        new: NewLayer | None = None
+        with Unpacking.begun(
+            active, snapshots=snapshots, helper=self._workshop.helper, owners=self._workshop.owners
+        ) as unpacking:
+            with unpacking.fed():
+                new = self._committer.take_layer(lambda sink: produce(_both(sink, unpacking.write)))
+            usage = unpacking.applied()
+            assert new is not None  # else `applied` raised
+            chain = chain_id(parent, new.diff_id)
+            snapshots.commit(replace(active, chain=chain), usage)
         blob = Descriptor(media_type=new.media_type, digest=new.digest, size=new.size)
-        return self._unpacked(parent, blob, new.diff_id)
+        return MadeLayer(blob=blob, diff_id=new.diff_id, chain=chain, created=self.now())
 
     def _unpacked(self, parent: Digest | None, blob: Descriptor, diff_id: Digest) -> MadeLayer:
         chain = chain_id(parent, diff_id)
@@ -240,6 +252,14 @@ class Maker:
         with self._workshop.content.open(digest) as blob:
             while data := blob.read(_PIECE):
                 yield data
+
+
+def _both(one: Callable[[bytes], object], other: Callable[[bytes], object]) -> Callable[[bytes], None]:
+    def sink(data: bytes) -> None:
+        one(data)
+        other(data)
+
+    return sink
 
 
 def _pieces(reader: int) -> Iterator[bytes]:

@@ -57,12 +57,12 @@ class Attributes:
     st_ino: int = 0
 
     @classmethod
-    def of(cls, status: os.stat_result) -> Attributes:
-        """Those of a file."""
+    def of(cls, status: os.stat_result, *, owned: bool = True) -> Attributes:
+        """Those of a file; without `owned` as one of root's."""
         return cls(
             st_mode=status.st_mode,
-            st_uid=status.st_uid,
-            st_gid=status.st_gid,
+            st_uid=status.st_uid if owned else 0,
+            st_gid=status.st_gid if owned else 0,
             st_size=status.st_size,
             st_blocks=status.st_blocks,
             st_mtime_ns=status.st_mtime_ns,
@@ -93,6 +93,8 @@ class Selection:
 
     def attributes(self, status: Attributes) -> Attributes:
         """What a copy of a file with this `status` is written with."""
+        if self.owner is None and not self.mode:  # by far the most, and there may be many
+            return status
         owner = self.owner or (status.st_uid, status.st_gid)
         mode = status.st_mode
         if self.mode and not stat.S_ISLNK(mode):
@@ -347,8 +349,7 @@ class FileTree:
             os.close(fd)
 
     def _owned(self, status: os.stat_result) -> Attributes:
-        found = Attributes.of(status)
-        return found if self.owned else replace(found, st_uid=0, st_gid=0)
+        return Attributes.of(status, owned=self.owned)
 
     def _folder(self, top: Top, excludes: Ignore) -> Iterator[Entry]:
         """A folder and what is in it. One that is left out counts only for what it has that is not."""
@@ -569,7 +570,9 @@ def _write_entry(writer: TarWriter, tree: FileTree, entry: Entry, name: bytes, s
         try:
             now = os.fstat(fd)
             if stat.S_ISREG(now.st_mode):  # it may have been exchanged since
-                writer.file(name, fd, replace(status, st_size=now.st_size, st_blocks=now.st_blocks))
+                if (now.st_size, now.st_blocks) != (status.st_size, status.st_blocks):
+                    status = replace(status, st_size=now.st_size, st_blocks=now.st_blocks)
+                writer.file(name, fd, status)
         finally:
             os.close(fd)
     else:

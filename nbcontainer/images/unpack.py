@@ -21,12 +21,13 @@ from nbcontainer.layers.compression import inflate, write_all
 from nbcontainer.layers.snapshotter import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from nbcontainer.layers.snapshotter import Snapshotter
+    from nbcontainer.layers.compression import Inflated
+    from nbcontainer.layers.snapshotter import ActiveLayer, Snapshotter
     from nbcontainer.model import Digest
 
-__all__ = ["Helper", "unpack_layer"]
+__all__ = ["Helper", "Unpacking", "unpack_layer"]
 
 _WRITEBACK_EVERY = 128 * 1024 * 1024
 _APPLY = "nbcontainer.layers.apply:serve"
@@ -66,34 +67,69 @@ def unpack_layer(
             active = snapshots.prepare(chain, parent)
         except Conflict:  # another process has unpacked it meanwhile
             return
-        undo.push(lambda problem, *_: snapshots.abort(active) if problem else None)
-        target = os.open(active.fs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        undo.callback(os.close, target)
-        lowers = _open_all(active.lowers, undo)
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        ends = undo.enter_context(_Pipe(reader, writer))
-        arguments = {"owners": owners, "flat": active.flat, "confine": True}
-        call = helper.begin(_APPLY, arguments, (reader, target, *lowers))
-        undo.push(lambda problem, *_: _await_end(helper, call, ends) if problem else call.close())
-        ends.close_reader()
-        refusal: BrokenPipeError | None = None
-        try:
-            inflated = inflate(chunks, sink=undo.enter_context(_Sink(writer, target)))
-        except BrokenPipeError as problem:  # the helper gave up: it says why
-            refusal = problem
-        ends.close_writer()
-        applied = helper.finish(call)
-        if refusal is not None:
-            raise NbcontainerError(
-                f"layer {chain.short} stopped being written without a reason; try again"
-            ) from refusal
+        unpacking = undo.enter_context(Unpacking.begun(active, snapshots=snapshots, helper=helper, owners=owners))
+        inflated: Inflated | None = None
+        with unpacking.fed():
+            inflated = inflate(chunks, sink=unpacking.write)
+        applied = unpacking.applied()
+        assert inflated is not None  # else `applied` raised
         if inflated.diff_id != diff_id:
             raise CorruptContent(
                 f"a layer inflates to {inflated.diff_id}, but the image's config promises {diff_id}; "
                 "the image is damaged where it is kept, ask whoever pushed it"
             )
         before_commit()
-        snapshots.commit(active, Usage(bytes=applied["bytes"], entries=applied["entries"]))
+        snapshots.commit(active, applied)
+
+
+class Unpacking:
+    """A tar on its way into a snapshot that is being made: `write` it inside of `fed`, then ask what was `applied`."""
+
+    def __init__(
+        self, active: ActiveLayer, helper: Helper, call: Any, ends: _Pipe, write: Callable[[bytes], None]
+    ) -> None:
+        self._active = active
+        self._helper = helper
+        self._call = call
+        self._ends = ends
+        self._refusal: BrokenPipeError | None = None
+        self.write = write
+
+    @classmethod
+    @contextlib.contextmanager
+    def begun(cls, active: ActiveLayer, *, snapshots: Snapshotter, helper: Helper, owners: bool) -> Iterator[Unpacking]:
+        """Start the helper; a block that raises leaves no snapshot."""
+        with ExitStack() as undo:
+            undo.push(lambda problem, *_: snapshots.abort(active) if problem else None)
+            target = os.open(active.fs, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            undo.callback(os.close, target)
+            lowers = _open_all(active.lowers, undo)
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            ends = undo.enter_context(_Pipe(reader, writer))
+            arguments = {"owners": owners, "flat": active.flat, "confine": True}
+            call = helper.begin(_APPLY, arguments, (reader, target, *lowers))
+            undo.push(lambda problem, *_: _await_end(helper, call, ends) if problem else call.close())
+            ends.close_reader()
+            sink = undo.enter_context(_Sink(writer, target))
+            yield cls(active, helper, call, ends, sink)
+
+    @contextlib.contextmanager
+    def fed(self) -> Iterator[None]:
+        """Write in this block; a helper that gave up ends it, and `applied` has its reason."""
+        try:
+            yield
+        except BrokenPipeError as problem:
+            self._refusal = problem
+        self._ends.close_writer()
+
+    def applied(self) -> Usage:
+        """Wait for the helper: what it made, or what it raised."""
+        applied = self._helper.finish(self._call)
+        if self._refusal is not None:
+            raise NbcontainerError(
+                f"layer {self._active.chain.short} stopped being written without a reason; try again"
+            ) from self._refusal
+        return Usage(bytes=applied["bytes"], entries=applied["entries"])
 
 
 def _await_end(helper: Helper, call: Any, ends: _Pipe) -> None:

@@ -441,14 +441,12 @@ def _record(key: bytes, value: bytes) -> bytes:
 def _header(name: bytes, kind: bytes, numbers: tuple[int, int, int, int, int], link: bytes) -> bytes:
     """A ustar header; what does not fit is cut here and said in full by the PAX header before it."""
     mode, uid, gid, size, seconds = numbers
-    block = bytearray(_BLOCK)
-    block[: min(len(name), _LONGEST_NAME)] = name[:_LONGEST_NAME]
-    for start, width, number in ((100, 8, mode), (108, 8, uid), (116, 8, gid), (124, 12, size), (136, 12, seconds)):
-        kept = number if number <= _LARGEST[width] else 0
-        block[start : start + width] = b"%0*o\0" % (width - 1, kept)
-    block[148:156] = b" " * 8
-    block[156:157] = kind
-    block[157 : 157 + min(len(link), _LONGEST_NAME)] = link[:_LONGEST_NAME]
-    block[257:265] = b"ustar\x0000"
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    numbers = (_fitting(mode, 8), _fitting(uid, 8), _fitting(gid, 8), _fitting(size, 12), _fitting(seconds, 12))
+    before = name[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0") + b"%07o\0%07o\0%07o\0%011o\0%011o\0" % numbers
+    after = kind + link[:_LONGEST_NAME].ljust(_LONGEST_NAME, b"\0") + b"ustar\x0000"
+    total = sum(before) + sum(after) + 8 * ord(" ")  # the sum's own field counts as spaces
+    return (before + b"%06o\0 " % total + after).ljust(_BLOCK, b"\0")
+
+
+def _fitting(number: int, width: int) -> int:
+    return number if number <= _LARGEST[width] else 0
