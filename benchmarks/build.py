@@ -166,7 +166,7 @@ def _ours(stage: peers.Stage, tar: str, _docker: list[tuple[str, ...]]) -> Build
     ours = engines.Ours(stage, tar)
 
     def build(folder: str, use: bool) -> None:  # noqa: FBT001 - `Builder.build`
-        options = BuildOptions(context=ContextSource(folder=folder), tags=("bench",), network="none", no_cache=not use)
+        options = BuildOptions(context=ContextSource(folder=folder), tags=("bench",), network="host", no_cache=not use)
         ours.engine.build(options)
 
     return Builder(name=engines.OURS, base=engines.OURS_IMAGE, build=build)
@@ -185,7 +185,7 @@ def _ours_typed(stage: peers.Stage, tar: str, _docker: list[tuple[str, ...]]) ->
 
     def build(folder: str, use: bool) -> None:  # noqa: FBT001 - `Builder.build`
         chosen = () if use else ("--no-cache",)
-        peers.check(*program, "build", "--network", "none", "-t", "bench", *chosen, folder, env=environment)
+        peers.check(*program, "build", "--network", "host", "-t", "bench", *chosen, folder, env=environment)
 
     return Builder(name=OURS_TYPED, base=engines.OURS_IMAGE, build=build)
 
@@ -204,7 +204,7 @@ def _docker(
 
     def build(folder: str, use: bool) -> None:  # noqa: FBT001 - `Builder.build`
         chosen = () if use else ("--no-cache",)
-        peers.check(*program, "build", "--network", "none", "-t", "bench", *chosen, folder, env=environment)
+        peers.check(*program, "build", "--network", "host", "-t", "bench", *chosen, folder, env=environment)
 
     return Builder(name=name, base=_BASE, build=build)
 
@@ -222,7 +222,7 @@ def _buildah(stage: peers.Stage, tar: str, _docker: list[tuple[str, ...]]) -> Bu
     def build(folder: str, use: bool) -> None:  # noqa: FBT001 - `Builder.build`
         chosen = () if use else ("--no-cache",)
         peers.check(
-            *program, "build", "--layers", *isolation, *_BUILDAH_LIMITS, "--network", "none", "-t", "bench", *chosen,
+            *program, "build", "--layers", *isolation, *_BUILDAH_LIMITS, "--network", "host", "-t", "bench", *chosen,
             folder,
         )  # fmt: skip
 
