@@ -61,7 +61,7 @@ def built_message(built: BuiltImage, *, quiet: bool) -> object:
     """What a door shows of a finished build: with `quiet` the id alone, as docker does."""
     if quiet:
         return tables.Message(str(built.image.id))
-    names = ", ".join(built.names) or built.image.reference
+    names = ", ".join(built.names) or "an image without a name (-t NAME gives it one)"
     layers = "1 layer" if built.layers == 1 else f"{built.layers} layers"
     steps = "1 step" if built.steps == 1 else f"{built.steps} steps"
     known = f", {built.cached} of them cached" if built.cached else ""

@@ -1,8 +1,8 @@
 """A build as text that grows: each step under its own heading, what its command writes, how long it took.
 
 Stages are built at once, and people read one thing after another: one step is in front and shown as it goes, what the
-others write waits until it is over. Headings end with ``CACHED`` or the time, on the same line when nothing was
-written in between. A pull of a base image is drawn as every pull is.
+others write waits until it is over. Headings end with ``CACHED`` or the time; when something was written in between,
+a line with the step's number does. A pull of a base image is drawn as every pull is.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class BuildLog:
         self._waiting: dict[int, list[Event]] = {}
         self._open = False
         """Whether the line of a heading is still open."""
+        self._label = ""
         self._at_start = True
         self._pulls: dict[str, PullProgress] = {}
 
@@ -114,6 +115,7 @@ class BuildLog:
     def _draw(self, event: Event) -> None:
         if isinstance(event, StepStarted):
             self._new_line()
+            self._label = _label(event)
             self._put(_heading(event))
             self._open, self._at_start = True, False
         elif isinstance(event, StepOutput):
@@ -129,7 +131,7 @@ class BuildLog:
                 self._put(f"  {ends[event.end]}\n")
             else:
                 self._new_line()
-                self._put(f"  {ends[event.end]}\n")
+                self._put(f"{self._label}  {ends[event.end]}\n")
             self._open, self._at_start = False, True
 
     def _line(self, text: str) -> None:
@@ -145,8 +147,12 @@ class BuildLog:
         self._write(self._stream, text.encode("utf-8", "replace"))
 
 
-def _heading(event: StepStarted) -> str:
+def _label(event: StepStarted) -> str:
     stage = f"{event.stage} " if event.stage else ""
-    text = f"[{stage}{event.number}/{event.total}] {event.text}"
+    return printable(f"[{stage}{event.number}/{event.total}]")
+
+
+def _heading(event: StepStarted) -> str:
+    text = f"{_label(event)} {event.text}"
     width = max(40, min(_LONGEST_HEADING, shutil.get_terminal_size((_LONGEST_HEADING, 24)).columns - 12))
     return printable(text if len(text) <= width else f"{text[: width - 1]}…")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nbcontainer.build.request import BuildOutput
@@ -142,3 +144,6 @@ def test_messages(session):
     answer = session.engine.build(built(session, "-t app .").options)
     assert str(built_message(answer, quiet=False)).startswith("built app:latest: 2 layers, 117 MB, 3 steps, 1 of them")
     assert str(built_message(answer, quiet=True)) == str(answer.image.id)
+    nameless = str(built_message(replace(answer, names=()), quiet=False))
+    assert nameless.startswith("built an image without a name (-t NAME gives it one): 2 layers")
+    assert nameless.endswith(f"\n{answer.image.digest}")

@@ -32,9 +32,9 @@ def ended(step, end="done", seconds=1.25):
 
 
 def test_headings_output_and_times():
-    """A step has a heading; the time is on its line, or below what it wrote."""
+    """A step has a heading; the time is on its line, or with its number below what it wrote."""
     text = drawn(started(1), ended(1, "cached"), started(2), wrote(2, "hi\nthere"), ended(2), started(3), ended(3))
-    assert text == "[1/9] RUN x  CACHED\n[2/9] RUN x\nhi\nthere\n  1.2 s\n[3/9] RUN x  1.2 s\n"
+    assert text == "[1/9] RUN x  CACHED\n[2/9] RUN x\nhi\nthere\n[2/9]  1.2 s\n[3/9] RUN x  1.2 s\n"
 
 
 def test_one_step_in_front():
@@ -51,7 +51,10 @@ def test_one_step_in_front():
         wrote(3, "3\n"),
         ended(3, "failed"),
     )
-    assert text == ("[a 1/9] RUN x\n1\n1 again\n  1.2 s\n[b 2/9] RUN x\n2\n  1.2 s\n[b 3/9] RUN x\n3\n  FAILED\n")
+    assert text == (
+        "[a 1/9] RUN x\n1\n1 again\n[a 1/9]  1.2 s\n[b 2/9] RUN x\n2\n[b 2/9]  1.2 s\n"
+        "[b 3/9] RUN x\n3\n[b 3/9]  FAILED\n"
+    )
 
 
 def test_what_has_waited_is_shown_at_the_end():
