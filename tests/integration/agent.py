@@ -167,17 +167,20 @@ class Agent:
             return self.engine.run(image, ["/bin/sh", "-c", script], stdin=file).stdout
 
     def do_build(self, *, context: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-        """Build; with every event told, and the steps as they ended."""
+        """Build; with every event told, and the steps as they ended and as they began."""
         ends: list[str] = []
+        order: list[str] = []
         texts: dict[int, str] = {}
 
         def listen(event: Any) -> None:
             if isinstance(event, StepStarted):
                 texts[event.step] = event.text
+                order.append(f"begun: {event.text}")
             elif isinstance(event, StepOutput):
                 self.tell("output", event.stream, event.data)
             elif isinstance(event, StepFinished):
                 ends.append(f"{event.end}: {texts[event.step]}")
+                order.append(ends[-1])
             self.tell("event", type(event).__name__)
 
         archive = context.pop("archive", None)
@@ -191,6 +194,7 @@ class Agent:
             "layers": built.layers,
             "cached": built.cached,
             "ends": ends,
+            "order": order,
             "notices": built.notices,
         }
 

@@ -408,6 +408,20 @@ def test_stages_run_at_once(tier: Tier) -> None:
 
 
 @OWN_TIER
+def test_no_step_is_shown_that_only_waits(tier: Tier) -> None:
+    """What takes files from another stage, by COPY or by a mount, begins when that stage is over."""
+    text = (
+        f"FROM {tier.image} AS made\nRUN sleep 0.5; echo made > /made\n"
+        f"FROM {tier.image} AS copied\nCOPY --from=made /made /copy\n"
+        f"FROM {tier.image}\nRUN --mount=from=made,target=/m cat /m/made\nCOPY --from=copied /copy /\n"
+    )
+    order = tier.driver.build(text)["order"]
+    over = order.index("done: RUN sleep 0.5; echo made > /made")
+    assert over < order.index("begun: COPY --from=made /made /copy")
+    assert over < order.index("begun: RUN --mount=from=made,target=/m cat /m/made")
+
+
+@OWN_TIER
 def test_killed_in_the_middle(tier: Tier) -> None:
     """After SIGKILL to the notebook nothing of the build runs or is named, and the next one goes on from its steps."""
     known = deserted_cgroups()
