@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any
 import engines
 import peers
 
-from nbcontainer.build.context import ContextSource
-from nbcontainer.build.request import BuildOptions
+from nbcontainer.build.request import BuildOptions, ContextSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -15,7 +15,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbcontainer.build.context import ContextSource
+from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value
 from nbcontainer.engine.command_line import Option, Verb, read_choice
 from nbcontainer.engine.door import TypedBuild, TypedExec, TypedRun, hints, worded

@@ -141,7 +141,10 @@ def test_only_single_threaded_children_fork(name: str) -> None:
     assert not {"fork", "forkpty", "unshare", "clone_into", "setns"} & set(names)
 
 
-HEAVY = ("ipywidgets", "pyroute2", "requests", "pyseccomp", "isal", "zstandard", "IPython", "asyncio")
+HEAVY = (
+    "ipywidgets", "pyroute2", "requests", "pyseccomp", "isal", "zstandard", "IPython", "asyncio",
+    "nbcontainer.dockerfile", "nbcontainer.build.executor",
+)  # fmt: skip
 
 
 def loaded_by(code: str) -> set[str]:
@@ -160,6 +163,12 @@ def test_import_is_light() -> None:
 def test_extension_is_light() -> None:
     """`%load_ext nbcontainer` is instant: widgets, network and registry are loaded by what uses them."""
     assert not loaded_by("import nbcontainer.ipython.extension") & {"ipywidgets", "pyroute2", "requests", "pyseccomp"}
+
+
+def test_the_builder_is_loaded_by_builds() -> None:
+    """Neither a first cell nor a first command waits for what reads and builds Dockerfiles."""
+    doors = "import nbcontainer.cli, nbcontainer.ipython.session, nbcontainer.engine.engine"
+    assert not loaded_by(doors) & {"nbcontainer.dockerfile", "nbcontainer.build.executor"}
 
 
 def test_container_child_is_light() -> None:

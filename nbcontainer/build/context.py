@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer._linux.mounts import AT_FDCWD
@@ -24,23 +24,16 @@ from nbcontainer.layers.place import Landing, place
 from nbcontainer.layers.tar import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-__all__ = ["Context", "ContextSource", "opened"]
+    from nbcontainer.build.request import ContextSource
+
+__all__ = ["Context", "opened"]
 
 _NAME = "the build context"
 _LARGEST_DOCKERFILE = 16 * 1024 * 1024
 _PIECE = 1 << 20
 _IN_ROOT = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContextSource:
-    """What was asked for: a `folder`, an open `archive`, or neither; `files` are put over it, by name."""
-
-    folder: str = ""
-    archive: BinaryIO | None = field(default=None, compare=False)
-    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
-"""A build as it was asked for, and what came of it: frozen values, in docker's words."""
+"""A build as it was asked for, and what came of it: frozen values, in docker's words.
+
+Every door and every engine imports this, also one that never builds; so nothing that builds is imported here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-from nbcontainer.build.context import ContextSource
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,9 +14,18 @@ if TYPE_CHECKING:
     from nbcontainer.build.stage import StageState
     from nbcontainer.model import Digest, Mount
 
-__all__ = ["BuildNetwork", "BuildOptions", "BuildOutput", "BuiltStage", "FailedStep"]
+__all__ = ["BuildNetwork", "BuildOptions", "BuildOutput", "BuiltStage", "ContextSource", "FailedStep"]
 
 BuildNetwork = Literal["default", "none", "host"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSource:
+    """What was asked for: a `folder`, an open `archive`, or neither; `files` are put over it, by name."""
+
+    folder: str = ""
+    archive: BinaryIO | None = field(default=None, compare=False)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

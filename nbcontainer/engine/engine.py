@@ -21,14 +21,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer.engine import files, host_image, resources
 from nbcontainer.engine.attending import OutputSink
-from nbcontainer.engine.building import (
-    build,
-    build_lease,
-    clear_build_cache,
-    failed_config,
-    failed_mounts,
-    failed_step,
-)
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage
 from nbcontainer.engine.executing import ExecRequest, execute
@@ -185,10 +177,12 @@ class Engine:
         An image id takes all its names away, if `force` or there is only one. Raises `Conflict` when a container uses
         it.
         """
+        from nbcontainer.engine import building
+
         if image == host_image.HOST_IMAGE:
             raise InvalidInput("the host image is this machine's own root; there is nothing to remove")
         with lock_store(self.settings.root, shared=False):
-            lease = build_lease(self._connect())
+            lease = building.build_lease(self._connect())
             removal = self._library.remove(image, force=force, used=self._chains_in_use(), lease=lease)
         return RemovedImage(untagged=removal.untagged, deleted=removal.deleted, freed=removal.freed)
 
@@ -462,6 +456,8 @@ class Engine:
         Raises `DockerfileError` with the line, `BuildFailed` when a RUN fails (then `failed_step` has its state), or
         what a pull raises; there is no image then.
         """
+        from nbcontainer.engine import building
+
         began = time.monotonic()
         session = self._connect()
 
@@ -469,7 +465,7 @@ class Engine:
             return self._pulled(name, platform, policy, heard)
 
         with lock_store(self.settings.root, shared=True):
-            image, built = build(session, options, pull, listener)
+            image, built = building.build(session, options, pull, listener)
         return BuiltImage(
             image=self._summary(image),
             names=tuple(Reference.parse(tag).familiar for tag in options.tags),
@@ -482,14 +478,18 @@ class Engine:
 
     def failed_step(self) -> FailedStep:
         """The RUN at which the last build of this store ended; raise `NotFound` when there is none."""
-        return failed_step(self._connect())
+        from nbcontainer.engine import building
+
+        return building.failed_step(self._connect())
 
     def clear_build_cache(self, *, unused_for: float | None = None) -> tuple[int, int]:
         """Forget the steps that builds remember, all or those of no use for some seconds; (steps, bytes freed)."""
+        from nbcontainer.engine import building
+
         session = self._connect()
         with lock_store(self.settings.root, shared=False):
-            count = clear_build_cache(session, unused_for=unused_for)
-            freed = self._library.collect(self._chains_in_use(), build_lease(session)).freed
+            count = building.clear_build_cache(session, unused_for=unused_for)
+            freed = self._library.collect(self._chains_in_use(), building.build_lease(session)).freed
         return count, freed
 
     # --- what containers use ------------------------------------------------------------------------------------------
@@ -669,15 +669,17 @@ class Engine:
         )
 
     def _failed_subject(self, state: FailedState) -> Subject:
+        from nbcontainer.engine import building
+
         session = self._connect()
-        step = failed_step(session)
+        step = building.failed_step(session)
         chain = step.before if state == "before" else step.after
         return Subject(
             name=f"failed step ({state})",
-            config=failed_config(step),
+            config=building.failed_config(step),
             chain=chain,
             root=lambda folder: session.snapshots.mounts(chain, upper=f"{folder}/upper", work=f"{folder}/work"),
-            mounts=failed_mounts(session, step),
+            mounts=building.failed_mounts(session, step),
         )
 
     def _summary(self, image: Image, used: frozenset[Digest] | None = None) -> ImageSummary:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from nbcontainer.build.context import ContextSource
+from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value, variable_value
 from nbcontainer.engine.door import FAILED, Typed, TypedBuild, TypedExec, TypedRun, TypedStart, hints
 from nbcontainer.engine.settings import Settings

@@ -19,8 +19,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from nbcontainer import errors
-from nbcontainer.build.context import ContextSource
-from nbcontainer.build.request import BuildOptions, BuildOutput
+from nbcontainer.build.request import BuildOptions, BuildOutput, ContextSource
 from nbcontainer.engine.engine import Engine
 from nbcontainer.engine.settings import Settings
 from nbcontainer.model import (

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer import Engine, Settings
-from nbcontainer.build.context import ContextSource
-from nbcontainer.build.request import BuildOptions, BuildOutput
+from nbcontainer.build.request import BuildOptions, BuildOutput, ContextSource
 from nbcontainer.testing.rootfs import root_layer
 from tests.integration.test_peers import docker, peers_folder  # noqa: F401 - fixtures
 
