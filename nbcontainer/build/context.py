@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, BinaryIO
@@ -86,6 +87,9 @@ class Context:
             if isinstance(problem, (FileNotFoundError, NotADirectoryError)):
                 return None
             raise InvalidInput(f"{path} in {_NAME} cannot be read: {problem.strerror}") from problem
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise InvalidInput(f"{path} in {_NAME} is no file; a file of that name is expected there")
         with open(fd, "rb") as file:
             try:
                 data = file.read(_LARGEST_DOCKERFILE + 1)
