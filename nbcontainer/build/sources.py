@@ -269,12 +269,15 @@ class FileTree:
         return openat2(self.root_fd, folder or ".", _FOLDER, resolve=_BELOW)
 
     def _unreadable(self, problem: OSError, path: str) -> InvalidInput:
-        return InvalidInput(f"{path} in {self.name} cannot be read: {problem.strerror}")
+        return InvalidInput(f"{path or '/'} in {self.name} cannot be read: {problem.strerror}")
 
     def _names(self, folder: str) -> list[str]:
         names = set(self.files) if not folder else set()
         if self.root_fd >= 0:
-            fd = self._open(folder)
+            try:
+                fd = self._open(folder)
+            except OSError as problem:
+                raise self._unreadable(problem, folder) from problem
             try:
                 names |= set(os.listdir(fd))
             finally:
@@ -328,10 +331,10 @@ class FileTree:
         """Everything at and below `tops`: a folder before what is in it, names in order."""
         excludes = Ignore(selection.excludes)
         for top in tops:
-            if top.is_dir:
-                yield from self._folder(top, excludes)
-            else:
-                yield from self._single(top)
+            try:
+                yield from self._folder(top, excludes) if top.is_dir else self._single(top)
+            except OSError as problem:  # somebody changes the tree meanwhile, or it may not be read
+                raise self._unreadable(problem, top.path) from problem
 
     def _single(self, top: Top) -> Iterator[Entry]:
         content = self.files.get(top.path)
