@@ -112,7 +112,10 @@ def _download(url: str, folder: str, checksum: str, interrupt: Interrupt) -> str
     algorithm, _, expected = checksum.partition(":")
     if checksum and (algorithm != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", expected, re.ASCII)):
         raise InvalidInput(f"--checksum={checksum} is not sha256: and 64 hex digits")
-    name = os.path.basename(unquote(urlsplit(url).path))
+    try:
+        name = os.path.basename(unquote(urlsplit(url).path))
+    except ValueError as problem:
+        raise InvalidInput(f"ADD {url} is no address: {problem}") from problem
     if name in {".", ".."} or "\0" in name or name.startswith(_WHITEOUT):
         raise InvalidInput(f"{url} ends in {name!r}, which is no name for a file; name the file in the destination")
     path = os.path.join(folder, "download")
@@ -155,9 +158,13 @@ def _answer(transport: RequestsTransport, url: str, interrupt: Interrupt) -> Htt
         location = answer.headers.get("Location", "")
         if answer.status in _REDIRECTS and location:
             answer.close()
-            at = urljoin(at, location)
-            if not _HTTP.match(at):
-                raise RegistryUnreachable(f"ADD {url} is redirected to {at!r}, which is no http address; refused")
+            try:
+                at = urljoin(at, location)
+                valid = bool(_HTTP.match(at) and urlsplit(at).hostname)
+            except ValueError:
+                valid = False
+            if not valid:
+                raise RegistryUnreachable(f"ADD {url} is redirected to {location!r}, which is no http address; refused")
             continue
         if answer.status != HTTPStatus.OK:
             answer.close()

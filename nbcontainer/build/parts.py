@@ -240,10 +240,10 @@ def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
     packed.seek(0)
     if first.startswith(b"BZh"):
         with bz2.BZ2File(packed) as bzip2:
-            yield from iter(lambda: bzip2.read(_PIECE), b"")
+            yield from iter(lambda: bzip2.read1(_PIECE), b"")
     elif first == b"\xfd7zXZ\0":
         with lzma.LZMAFile(packed) as xz:
-            yield from iter(lambda: xz.read(_PIECE), b"")
+            yield from iter(lambda: xz.read1(_PIECE), b"")
     else:
         yield from decompress(iter(lambda: packed.read(_PIECE), b""))
 

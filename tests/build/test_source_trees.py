@@ -243,7 +243,7 @@ def test_what_counts(tmp_path: Path) -> None:
 def test_no_two_trees_look_alike(tmp_path: Path) -> None:
     """Bytes of one file cannot look like the end of it and the beginning of the next, nor like an attribute."""
     inner = "b\x00100644\x000:0\x00"
-    trees = [
+    trees: list[dict[str, str | bytes | None]] = [
         {"a": "", "b": ""},
         {"a": "\x000\x00" + inner},
         {"a": "xb"},
