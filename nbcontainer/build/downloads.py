@@ -34,12 +34,11 @@ from nbcontainer.errors import (
     RegistryUnreachable,
     UnsupportedHost,
 )
-from nbcontainer.registry import HttpRequest, RequestsTransport
 
 if TYPE_CHECKING:
     from nbcontainer.build.parts import Part
     from nbcontainer.dockerfile.instructions import Add, Transfer
-    from nbcontainer.registry import HttpResponse, Interrupt
+    from nbcontainer.registry import HttpResponse, Interrupt, RequestsTransport
 
 __all__ = ["fetched", "is_remote"]
 
@@ -109,6 +108,8 @@ def _opened(path: str, undo: contextlib.ExitStack) -> int:
 
 def _download(url: str, folder: str, checksum: str, interrupt: Interrupt) -> str:
     """Fetch a file to ``download`` in a folder; its name by the address."""
+    from nbcontainer.registry import RequestsTransport  # requests takes its time, and few builds need it
+
     algorithm, _, expected = checksum.partition(":")
     if checksum and (algorithm != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", expected, re.ASCII)):
         raise InvalidInput(f"--checksum={checksum} is not sha256: and 64 hex digits")
@@ -150,6 +151,8 @@ def _answer(transport: RequestsTransport, url: str, interrupt: Interrupt) -> Htt
 
     None of the person's logins is sent (~/.netrc, cookies), and one that the address has itself to its own host only.
     """
+    from nbcontainer.registry import HttpRequest
+
     at = url
     login = _login(url)
     for _ in range(_MOST_REDIRECTS):

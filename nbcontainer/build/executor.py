@@ -40,7 +40,6 @@ from nbcontainer.dockerfile.parser import parse_trigger
 from nbcontainer.errors import BuildFailed, ContainerInterrupted, DockerfileError, InvalidInput, NbcontainerError
 from nbcontainer.images.committing import config_of
 from nbcontainer.model import Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
-from nbcontainer.registry import Interrupt, TransferCancelled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from nbcontainer.dockerfile.parser import Dockerfile
     from nbcontainer.images.image import Image
     from nbcontainer.model import Digest, Event, Listener, StepEnd
+    from nbcontainer.registry import Interrupt
 
 __all__ = ["Executor"]
 
@@ -108,7 +108,8 @@ class Executor:
         self._events: queue.SimpleQueue[Event | _Done] = queue.SimpleQueue()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self.interrupt = Interrupt("the build")
+        self._cancelled = threading.Event()
+        self._interrupt: Interrupt | None = None
         self._futures: dict[int, Future[StageState]] = {}
         self._threads: list[threading.Thread] = []
         self._key_locks: defaultdict[Digest, threading.Lock] = defaultdict(threading.Lock)
@@ -134,7 +135,7 @@ class Executor:
             self.cancel()
             self._wind_down()
             raise
-        if interrupted or self.interrupt.tripped:
+        if interrupted or self.stopped:
             self._wind_down()
         if interrupted:
             raise ContainerInterrupted(130, (), image="the build", reason="interrupted; every process of it has ended")
@@ -149,7 +150,7 @@ class Executor:
 
     def _draw(self) -> None:
         """Pass events on until every stage is over, or one has failed."""
-        while not self.interrupt.tripped and any(not each.done() for each in list(self._futures.values())):
+        while not self.stopped and any(not each.done() for each in list(self._futures.values())):
             event = self._events.get()
             if not isinstance(event, _Done):
                 self._listener(event)
@@ -164,7 +165,29 @@ class Executor:
 
     def cancel(self) -> None:
         """Begin nothing any more, and wake whoever waits."""
-        self.interrupt.trip()
+        with self._lock:
+            self._cancelled.set()
+            interrupt = self._interrupt
+        if interrupt is not None:
+            interrupt.trip()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is to be begun any more."""
+        return self._cancelled.is_set()
+
+    @property
+    def interrupt(self) -> Interrupt:
+        """The switch that ends downloads; made for the first one, because it brings the registry's modules along."""
+        from nbcontainer.registry import Interrupt
+
+        with self._lock:
+            if self._interrupt is None:
+                self._interrupt = Interrupt("the build")
+            found = self._interrupt
+        if self.stopped:
+            found.trip()
+        return found
 
     def _wind_down(self) -> None:
         """End every RUN, from an interrupt to the end of all its processes; another Ctrl-C goes to the end at once."""
@@ -222,7 +245,7 @@ class Executor:
             result = _StageRun(self, planned).run()
         except BaseException as problem:  # noqa: BLE001 - raised again in the thread that asked
             with self._lock:
-                if self._failure is None and not isinstance(problem, (_Cancelled, TransferCancelled)):
+                if self._failure is None and not isinstance(problem, _Cancelled):
                     self._failure = problem
             future.set_exception(problem)
             self.cancel()
@@ -232,7 +255,7 @@ class Executor:
 
     def check(self) -> None:
         """Raise when nothing is to be begun any more."""
-        if self.interrupt.tripped:
+        if self.stopped:
             raise _Cancelled("the build was stopped")
 
     def emit(self, event: Event) -> None:
@@ -337,7 +360,7 @@ class _StageRun:
                 if number < len(triggers) and not problem.line:
                     raise DockerfileError(f"ONBUILD {triggers[number]} of the base image: {problem}") from problem
                 raise
-            except (BuildFailed, _Cancelled, ContainerInterrupted, TransferCancelled):
+            except (BuildFailed, _Cancelled, ContainerInterrupted):
                 raise
             except NbcontainerError as problem:
                 raise _at(instruction.origin, problem) from problem
@@ -361,8 +384,8 @@ class _StageRun:
         try:
             yield step
             end = "cached" if step.cached else "done"
-        except (_Cancelled, TransferCancelled):
-            end = "cancelled"
+        except NbcontainerError:
+            end = "cancelled" if executor.stopped else end
             raise
         finally:
             executor.steps += 1
