@@ -19,7 +19,7 @@ from nbcontainer._linux.mounts import AT_FDCWD
 from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from nbcontainer.build.sources import FileTree
 from nbcontainer.dockerfile.ignore import Ignore
-from nbcontainer.errors import CorruptContent, InvalidImage, InvalidInput, InvalidOption, NotFound
+from nbcontainer.errors import CorruptContent, InvalidImage, InvalidInput, InvalidOption, NotFound, StorageError
 from nbcontainer.layers.compression import decompress
 from nbcontainer.layers.place import Landing, place
 from nbcontainer.layers.tar import Stream
@@ -152,3 +152,8 @@ def _unpack(archive: BinaryIO, folder: str) -> None:
             )
         except (CorruptContent, InvalidImage) as problem:
             raise InvalidInput(f"the build context is no tar archive that can be read: {problem}") from problem
+        except OSError as problem:
+            where = tempfile.gettempdir()
+            raise StorageError(
+                f"the build context cannot be unpacked into {where}: {problem.strerror}; make room there, or set TMPDIR"
+            ) from problem

@@ -509,8 +509,8 @@ class Stamp:
 
     def add(self, below: str, status: Attributes) -> None:
         """Count an entry: before it is read for its digest, after it is read to be written."""
-        fields = (below, status.st_mode, status.st_size, status.st_dev, status.st_ino, status.st_ctime_ns)
-        self._total.update(repr(fields).encode("utf-8", "surrogateescape"))
+        text = f"{below}\0{status.st_mode}.{status.st_size}.{status.st_dev}.{status.st_ino}.{status.st_ctime_ns}\0"
+        self._total.update(text.encode("utf-8", "surrogateescape"))
 
     @property
     def text(self) -> str:
@@ -520,7 +520,8 @@ class Stamp:
 
 def _add_content(total: Any, entry: Entry, tree: FileTree) -> None:
     if entry.content is not None:
-        total.update(hashlib.sha256(entry.content).digest() + b"0\0")
+        total.update(b"%d\0" % len(entry.content))
+        total.update(entry.content + b"0\0")
         return
     kind = stat.S_IFMT(entry.status.st_mode)
     if kind == stat.S_IFLNK:
@@ -533,15 +534,17 @@ def _add_content(total: Any, entry: Entry, tree: FileTree) -> None:
         return
     fd = _opened(entry, tree)
     try:
-        size = 0
-        content = hashlib.sha256()
-        while piece := os.read(fd, _PIECE):
-            content.update(piece)
-            size += len(piece)
-            if len(piece) < _PIECE and size >= entry.status.st_size:
-                break
-        # a digest of its own: bytes of a file must not be able to look like the next entry
-        total.update(content.digest())
+        # a length, or a digest of its own: bytes of a file must not be able to look like the next entry
+        piece = os.read(fd, _PIECE)
+        if len(piece) < _PIECE and len(piece) >= entry.status.st_size:
+            total.update(b"%d\0" % len(piece))
+            total.update(piece)
+        else:
+            content = hashlib.sha256()
+            while piece:
+                content.update(piece)
+                piece = os.read(fd, _PIECE)
+            total.update(b"sha256\0" + content.digest())
         _add_xattrs(total, fd)
     finally:
         os.close(fd)

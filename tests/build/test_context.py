@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from nbcontainer.build.context import ContextSource, opened
 from nbcontainer.build.sources import Selection
-from nbcontainer.errors import InvalidInput, InvalidOption, NbcontainerError, NotFound
+from nbcontainer.errors import InvalidInput, InvalidOption, NbcontainerError, NotFound, StorageError
 from nbcontainer.testing.images import tiny_layer
 from tests.build.trees import made
 
@@ -209,6 +210,23 @@ def test_no_archive(data: bytes) -> None:
     """What is no tar, or half of one, is refused, and leaves nothing."""
     before = temporary()
     with pytest.raises(InvalidInput, match="build context"), opened(ContextSource(archive=io.BytesIO(data))):
+        pass
+    assert temporary() == before
+
+
+def test_no_room_for_an_archive() -> None:
+    """A disk that is full while an archive is unpacked is told with the folder, and nothing is left there."""
+
+    class Full(io.BytesIO):
+        """Stands for the disk: the first read says what a write would say."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            """Fail."""
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), size)
+
+    before = temporary()
+    source = ContextSource(archive=Full())
+    with pytest.raises(StorageError, match="No space left on device; make room"), opened(source):
         pass
     assert temporary() == before
 
