@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildCache", "MadeLayer"]
 
-_LONGEST = 1 << 20
+_LONGEST = 64 << 20
+"""Of an entry, in bytes; a word may list every file that a COPY takes of a stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,7 +19,7 @@ from nbcontainer._linux.mounts import AT_FDCWD
 from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from nbcontainer.build.sources import FileTree
 from nbcontainer.dockerfile.ignore import Ignore
-from nbcontainer.errors import CorruptContent, InvalidImage, InvalidInput, InvalidOption, NotFound
+from nbcontainer.errors import CorruptContent, InvalidImage, InvalidInput, InvalidOption, NotFound, StorageError
 from nbcontainer.layers.compression import decompress
 from nbcontainer.layers.place import Landing, place
 from nbcontainer.layers.tar import Stream
@@ -79,6 +80,9 @@ class Context:
             if isinstance(problem, (FileNotFoundError, NotADirectoryError)):
                 return None
             raise InvalidInput(f"{path} in {_NAME} cannot be read: {problem.strerror}") from problem
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise InvalidInput(f"{path} in {_NAME} is no file; a file of that name is expected there")
         with open(fd, "rb") as file:
             try:
                 data = file.read(_LARGEST_DOCKERFILE + 1)
@@ -141,3 +145,8 @@ def _unpack(archive: BinaryIO, folder: str) -> None:
             )
         except (CorruptContent, InvalidImage) as problem:
             raise InvalidInput(f"the build context is no tar archive that can be read: {problem}") from problem
+        except OSError as problem:
+            where = tempfile.gettempdir()
+            raise StorageError(
+                f"the build context cannot be unpacked into {where}: {problem.strerror}; make room there, or set TMPDIR"
+            ) from problem

@@ -44,11 +44,11 @@ from nbcontainer.model import Notice, Platform, PullStarted, StepFinished, StepO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from nbcontainer.build.cache import BuildCache, MadeLayer
     from nbcontainer.build.context import Context
     from nbcontainer.build.making import Maker
-    from nbcontainer.build.mounts import Mounted
     from nbcontainer.build.parts import Part
     from nbcontainer.build.plan import Plan
     from nbcontainer.build.request import BuildOptions
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from nbcontainer.dockerfile.parser import Dockerfile
     from nbcontainer.images.image import Image
     from nbcontainer.model import Digest, Event, Listener, StepEnd
+    from nbcontainer.registry import Interrupt
 
 __all__ = ["Executor"]
 
@@ -109,6 +110,7 @@ class Executor:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
+        self._interrupt: Interrupt | None = None
         self._futures: dict[int, Future[StageState]] = {}
         self._threads: list[threading.Thread] = []
         self._key_locks: defaultdict[Digest, threading.Lock] = defaultdict(threading.Lock)
@@ -134,7 +136,7 @@ class Executor:
             self.cancel()
             self._wind_down()
             raise
-        if interrupted or self._cancelled.is_set():
+        if interrupted or self.stopped:
             self._wind_down()
         if interrupted:
             raise ContainerInterrupted(130, (), image="the build", reason="interrupted; every process of it has ended")
@@ -149,7 +151,7 @@ class Executor:
 
     def _draw(self) -> None:
         """Pass events on until every stage is over, or one has failed."""
-        while not self._cancelled.is_set() and any(not each.done() for each in list(self._futures.values())):
+        while not self.stopped and any(not each.done() for each in list(self._futures.values())):
             event = self._events.get()
             if not isinstance(event, _Done):
                 self._listener(event)
@@ -163,8 +165,30 @@ class Executor:
                     self._listener(event)
 
     def cancel(self) -> None:
-        """Begin nothing any more."""
-        self._cancelled.set()
+        """Begin nothing any more, and wake whoever waits."""
+        with self._lock:
+            self._cancelled.set()
+            interrupt = self._interrupt
+        if interrupt is not None:
+            interrupt.trip()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing is to be begun any more."""
+        return self._cancelled.is_set()
+
+    @property
+    def interrupt(self) -> Interrupt:
+        """The switch that ends downloads; made for the first one, because it brings the registry's modules along."""
+        from nbcontainer.registry import Interrupt
+
+        with self._lock:
+            if self._interrupt is None:
+                self._interrupt = Interrupt("the build")
+            found = self._interrupt
+        if self.stopped:
+            found.trip()
+        return found
 
     def _wind_down(self) -> None:
         """End every RUN, from an interrupt to the end of all its processes; another Ctrl-C goes to the end at once."""
@@ -224,15 +248,15 @@ class Executor:
             with self._lock:
                 if self._failure is None and not isinstance(problem, _Cancelled):
                     self._failure = problem
-            self._cancelled.set()
             future.set_exception(problem)
+            self.cancel()
         else:
             future.set_result(result)
         self._events.put(_Done())
 
     def check(self) -> None:
         """Raise when nothing is to be begun any more."""
-        if self._cancelled.is_set():
+        if self.stopped:
             raise _Cancelled("the build was stopped")
 
     def emit(self, event: Event) -> None:
@@ -270,7 +294,8 @@ class Executor:
         return future.result()
 
     def _fetching(self, name: str, event: Event) -> None:
-        """Pass on what a pull tells, and remember that there was one."""
+        """Pass on what a pull tells, and remember that there was one; its threads end by what is raised here."""
+        self.check()
         if isinstance(event, PullStarted):
             self.fetched.add(name)
         self.emit(event)
@@ -360,8 +385,8 @@ class _StageRun:
         try:
             yield step
             end = "cached" if step.cached else "done"
-        except _Cancelled:
-            end = "cancelled"
+        except NbcontainerError:
+            end = "cancelled" if executor.stopped else end
             raise
         finally:
             executor.steps += 1
@@ -477,6 +502,7 @@ class _StageRun:
                 agents=self._options.agents,
                 source=self._files_of,
                 resolved=state.resolved,
+                check=self._executor.check,
                 undo=undo,
             ).mount(instruction.mounts)
             key = step_key(
@@ -512,7 +538,7 @@ class _StageRun:
                         mounts=tuple(mounted.mounts),
                         files=tuple(mounted.files),
                     )
-                    made = self._carried_out(state, instruction, job, step, mounted)
+                    made = self._carried_out(state, instruction, job, step, {*proxies, *mounted.variables})
                     self._cache.keep(key, made)
             return self._grown(state, made, created_by)
 
@@ -532,7 +558,10 @@ class _StageRun:
             self._empty = self._maker.nothing(None)
         return self._empty
 
-    def _carried_out(self, state: StageState, instruction: i.Run, job: Job, step: _Step, mounted: Mounted) -> MadeLayer:
+    def _carried_out(
+        self, state: StageState, instruction: i.Run, job: Job, step: _Step, hidden: AbstractSet[str]
+    ) -> MadeLayer:
+        """Run it; the variables named in `hidden` may be secrets."""
         executor = self._executor
 
         def output(stream: Any, data: bytes) -> None:
@@ -544,15 +573,14 @@ class _StageRun:
             if ran.reason == "exited" and ran.exit_code == 0:
                 made = self._maker.of_run(job, ran)
                 return made if state.chain is not None else self._maker.on(None, made)
-            raise self._failure(instruction, job, ran, step, mounted)
+            raise self._failure(instruction, job, ran, step, hidden)
 
-    def _failure(self, instruction: i.Run, job: Job, ran: Ran, step: _Step, mounted: Mounted) -> BuildFailed:
+    def _failure(self, instruction: i.Run, job: Job, ran: Ran, step: _Step, hidden: AbstractSet[str]) -> BuildFailed:
         """What to raise; the files of the step are kept for whoever wants to look."""
         hint = ""
         with contextlib.suppress(NbcontainerError, OSError):
             after = self._maker.of_run(job, ran)
             assert job.chain is not None
-            hidden = set(mounted.variables)
             self._executor.failed = FailedStep(
                 text=instruction.code,
                 line=instruction.origin.first,
@@ -639,7 +667,7 @@ class _StageRun:
                             "entries": entries,
                         },
                     )
-                    made = self._copied(
+                    made, faithful = self._copied(
                         None if link else state.chain,
                         chain=chain,
                         name=copied_from,
@@ -648,7 +676,8 @@ class _StageRun:
                         scanned=scanned,
                         landed=landed,
                     )
-                    self._cache.keep(key, made)
+                    if faithful:
+                        self._cache.keep(key, made)
             if link:
                 made = self._maker.on(state.chain, made)
             return self._grown(state, made, created_by)
@@ -663,7 +692,7 @@ class _StageRun:
         parts: Sequence[Part],
         scanned: Mapping[str, Any],
         landed: Mapping[str, Any],
-    ) -> MadeLayer:
+    ) -> tuple[MadeLayer, bool]:
         if not name:
             return self._maker.of_parts(parent, parts, landed)
         owner = landed["owner"]
@@ -674,7 +703,7 @@ class _StageRun:
             "selection": chosen.fields(),
             "tops": scanned["tops"],
         }
-        return self._maker.of_stage(parent, arguments, landed)
+        return self._maker.of_stage(parent, arguments, landed), True
 
     def _parts(self, instruction: i.Transfer, selection: Selection, undo: contextlib.ExitStack) -> list[Part]:
         """What is copied from the context, from heredocs, from elsewhere."""
@@ -684,7 +713,10 @@ class _StageRun:
         if isinstance(instruction, i.Add):
             local = [source for source in local if not downloads.is_remote(source)]
             remote = [source for source in instruction.sources if downloads.is_remote(source)]
-            parts += [downloads.fetched(source, instruction, selection, undo=undo) for source in remote]
+            interrupt = self._executor.interrupt
+            parts += [
+                downloads.fetched(source, instruction, selection, interrupt=interrupt, undo=undo) for source in remote
+            ]
         if local:
             chosen = replace(selection, sources=tuple(local))
             tops = tree.tops(chosen)

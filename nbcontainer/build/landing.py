@@ -205,8 +205,14 @@ class _Lander:
 
 
 def placed_name(place: str, below: str) -> bytes:
-    """The name of an entry in the layer."""
-    return os.fsencode(f"{place}/{below}".strip("/") if below else place)
+    """The name of an entry in the layer; a name that is a deletion there cannot be a file's."""
+    name = f"{place}/{below}".strip("/") if below else place
+    if ".wh." in name and any(part.startswith(".wh.") for part in name.split("/")):
+        raise InvalidInput(
+            f"/{name} cannot be in an image, whose layers say by .wh. that something is deleted; choose another name"
+            " or leave it out with a .dockerignore"
+        )
+    return os.fsencode(name)
 
 
 def make_folder(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
@@ -276,8 +282,11 @@ def _tree(arguments: Mapping[str, Any]) -> FileTree:
 
 def write_placed(
     writer: TarWriter, tree: FileTree, tops: Sequence[Top], selection: Selection, places: Sequence[str]
-) -> None:
-    """Write every entry of a tree at its place; a folder that is itself a source is there already."""
+) -> str:
+    """Write every entry of a tree at its place; a folder that is itself a source is there already.
+
+    Answers the stamp of what was written (`nbcontainer.build.sources.Stamp`).
+    """
     placed = {id(top): place for top, place in zip(tops, places, strict=True)}
 
     def place(top: Top, below: str) -> bytes | None:
@@ -285,7 +294,7 @@ def write_placed(
             return None
         return placed_name(placed[id(top)], below)
 
-    write(writer, tree, tops, selection, place)
+    return write(writer, tree, tops, selection, place)
 
 
 def write_folders(writer: TarWriter, folders: Sequence[Mapping[str, Any]]) -> None:
@@ -298,7 +307,7 @@ def write_folders(writer: TarWriter, folders: Sequence[Mapping[str, Any]]) -> No
             st_mtime_ns=int(folder["mtime"]) if "mtime" in folder else time.time_ns(),
         )
         xattrs = {name: bytes.fromhex(value) for name, value in (folder.get("xattrs") or {}).items()}
-        writer.entry(os.fsencode(folder["path"]), status, xattrs=xattrs)
+        writer.entry(placed_name(str(folder["path"]), ""), status, xattrs=xattrs)
 
 
 # --- what a RUN changed ---------------------------------------------------------------------------------------------

@@ -72,20 +72,29 @@ class Maker:
         made = self._layer(job.chain, lambda sink: answers.update(self.streamed("layer", arguments, sink)))
         return replace(made, notices=tuple(answers.get("notices", ())))
 
-    def of_parts(self, parent: Digest | None, parts: Sequence[Part], landed: Mapping[str, Any]) -> MadeLayer:
-        """Copies from what this process reads."""
+    def of_parts(
+        self, parent: Digest | None, parts: Sequence[Part], landed: Mapping[str, Any]
+    ) -> tuple[MadeLayer, bool]:
+        """Copies from what this process reads; and whether they are what the parts' digests name.
+
+        They are not when somebody has changed a file meanwhile. The layer has the new bytes then, and must not be
+        remembered by the digest of the old ones.
+        """
+        faithful = True
 
         def produce(fd: int) -> None:
+            nonlocal faithful
             writer = TarWriter(fd, latest=self.latest)
             write_folders(writer, landed["folders"])
             places = list(landed["places"])
             for part in parts:
                 count = len(part.tops)
-                part.write(writer, places[:count], landed["owner"])
+                faithful = part.write(writer, places[:count], landed["owner"]) and faithful
                 del places[:count]
             writer.finish()
 
-        return self._layer(parent, lambda sink: _piped(produce, sink))
+        made = self._layer(parent, lambda sink: _piped(produce, sink))
+        return made, faithful
 
     def of_stage(
         self,

@@ -12,6 +12,7 @@ import hashlib
 import os
 import secrets
 import stat
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ __all__ = ["MountMaker", "Mounted", "mount_texts"]
 
 _SECRET_LIMIT = 500 * 1024
 _MOST_PRIVATE = 64
+_PAUSE = 0.05
 _AGENT = "/run/buildkit/ssh_agent"
 
 
@@ -54,7 +56,10 @@ class Mounted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountMaker:
-    """Makes the mounts of one RUN. `source` finds the files of a stage or image by its name."""
+    """Makes the mounts of one RUN.
+
+    `source` finds the files of a stage or image by its name, `check` raises when nothing is to be begun any more.
+    """
 
     workshop: Workshop
     maker: Maker
@@ -64,6 +69,7 @@ class MountMaker:
     agents: Mapping[str, str]
     source: Callable[[str], Digest | None]
     resolved: Callable[[str], str]
+    check: Callable[[], None]
     undo: contextlib.ExitStack
 
     def mount(self, asked: Sequence[RunMount]) -> Mounted:
@@ -150,7 +156,9 @@ class MountMaker:
         if chain is None:
             part = TreePart.of(self.context, selection)
             places = ["" if top.is_dir else top.name for top in part.tops]
-            made = self.maker.of_parts(None, [part], {"places": places, "folders": [], "owner": None})
+            made, faithful = self.maker.of_parts(None, [part], {"places": places, "folders": [], "owner": None})
+            if not faithful or part.digest != found:
+                return made
         else:
             scanned = self.maker.scanned(chain, selection, asked.from_, self.cache)
             places = ["" if is_dir else name for _, name, is_dir in scanned["tops"]]
@@ -220,7 +228,10 @@ class MountMaker:
                 if self._lock(chosen, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     return chosen
             raise StorageError(f"{_MOST_PRIVATE} builds use the same private cache; wait for one of them")
-        self._lock(name, fcntl.LOCK_EX if sharing == "locked" else fcntl.LOCK_SH)
+        how = fcntl.LOCK_EX if sharing == "locked" else fcntl.LOCK_SH
+        while not self._lock(name, how | fcntl.LOCK_NB):  # never in the kernel, where no interrupt arrives
+            self.check()
+            time.sleep(_PAUSE)
         return name
 
     def _lock(self, name: str, how: int) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import tarfile
 import threading
 import time
@@ -130,9 +131,11 @@ def aside(destination: str) -> Iterator[BinaryIO]:
     path = os.path.abspath(os.path.expanduser(destination))
     if os.path.isdir(path):
         raise InvalidInput(f"--output: {destination} is a folder; name the file to write")
-    part = f"{path}.part-{os.getpid()}"
+    part = f"{path}.part-{secrets.token_hex(4)}"
     try:
-        with open(part, "wb") as file:
+        # a link that somebody has put there is not followed: the folder may be everybody's
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(fd, "wb") as file:
             yield file
         os.rename(part, path)
     except OSError as problem:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import hashlib
+import io
 import lzma
 import os
 import stat
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from nbcontainer.build.landing import placed_name, write_placed
-from nbcontainer.build.sources import Attributes, Selection, Top, digest
+from nbcontainer.build.sources import Attributes, Selection, Top, measured
 from nbcontainer.dockerfile.modes import Chmod
 from nbcontainer.errors import CorruptContent, InvalidImage, InvalidInput
 from nbcontainer.layers.compression import decompress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Iterator, Sequence
 
+    from nbcontainer.build.sources import Entry as TreeEntry
     from nbcontainer.build.sources import FileTree
     from nbcontainer.layers.pack import TarWriter
     from nbcontainer.layers.tar import Entry
@@ -53,8 +55,8 @@ class Part(Protocol):
     def entries(self) -> Sequence[Sequence[Any]]:
         """[top, below, is a folder] of what would be copied, as far as it must be compared with what is there."""
 
-    def write(self, writer: TarWriter, places: Sequence[str], owner: Sequence[int] | None) -> None:
-        """Write it, each top at its place, and to an owner if there is one."""
+    def write(self, writer: TarWriter, places: Sequence[str], owner: Sequence[int] | None) -> bool:
+        """Write it, each top at its place, and to an owner if there is one; whether that is what has the digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +68,19 @@ class TreePart:
     tops: tuple[Top, ...]
     digest: str
     entries: Sequence[Sequence[Any]]
+    stamp: str = ""
 
     @classmethod
     def of(cls, tree: FileTree, selection: Selection, tops: Sequence[Top] | None = None) -> TreePart:
         """Look for the sources and read them all, once."""
         found = tuple(tree.tops(selection) if tops is None else tops)
-        name, entries = digest(tree, found, selection)
-        return cls(tree=tree, selection=selection, tops=found, digest=name, entries=entries)
+        name, entries, stamp = measured(tree, found, selection)
+        return cls(tree=tree, selection=selection, tops=found, digest=name, entries=entries, stamp=stamp)
 
-    def write(self, writer: TarWriter, places: Sequence[str], owner: Sequence[int] | None) -> None:
+    def write(self, writer: TarWriter, places: Sequence[str], owner: Sequence[int] | None) -> bool:
         """See `Part.write`."""
         selection = self.selection if owner is None else replace(self.selection, owner=(owner[0], owner[1]))
-        write_placed(writer, self.tree, self.tops, selection, places)
+        return write_placed(writer, self.tree, self.tops, selection, places) == self.stamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,7 @@ class ArchivePart:
         """Archives replace what is in their way, as docker's do."""
         return ()
 
-    def write(self, writer: TarWriter, places: Sequence[str], owner: Sequence[int] | None) -> None:
+    def write(self, writer: TarWriter, places: Sequence[str], owner: Sequence[int] | None) -> bool:
         """See `Part.write`; a name that leads out of the archive's folder is refused."""
         (place,) = places
         os.lseek(self.file.fileno(), 0, os.SEEK_SET)
@@ -110,6 +113,7 @@ class ArchivePart:
                 stream.skip(entry.data)
                 continue
             self._entry(writer, entry, stream, place, owner)
+        return True
 
     def _entry(
         self,
@@ -134,16 +138,29 @@ class ArchivePart:
         if entry.kind == HARD_LINK:
             target = placed_name(place, os.fsdecode(_inside(entry.link)))
             writer.entry(name, status, link=target, hard=True)
+        elif entry.kind == FILE and entry.sparse is not None:
+            # its holes stay holes: some bytes of a map can claim any number of zeros
+            writer.sparse(name, status, entry.sparse, size=entry.size, xattrs=xattrs)
+            left = sum(length for _, length in entry.sparse)
+            self._content(writer, stream, left)
+            return
         elif entry.kind == FILE:
             writer.entry(name, status, xattrs=xattrs, size=entry.size)
-            for piece in _content(entry, stream):
-                writer.content(piece)
-            writer.pad(entry.size)
+            self._content(writer, stream, entry.size)
             return
         else:
             link = entry.link if kind == stat.S_IFLNK else b""
             writer.entry(name, status, link=link, xattrs=xattrs)
         stream.skip(entry.data)
+
+    @staticmethod
+    def _content(writer: TarWriter, stream: Stream, size: int) -> None:
+        left = size
+        while left:
+            piece = stream.piece(left)
+            left -= len(piece)
+            writer.content(piece)
+        writer.pad(size)
 
 
 def _inside(name: bytes) -> bytes:
@@ -152,26 +169,6 @@ def _inside(name: bytes) -> bytes:
     if b".." in parts:
         raise InvalidInput(f"the archive has the entry {os.fsdecode(name)!r}, which leads out of it; refused")
     return b"/".join(parts)
-
-
-def _content(entry: Entry, stream: Stream) -> Iterator[bytes]:
-    """The bytes of a file, holes filled with zeros."""
-    position = 0
-    for offset, length in entry.sparse if entry.sparse is not None else [(0, entry.size)]:
-        yield from _zeros(offset - position)
-        left = length
-        while left:
-            piece = bytes(stream.piece(left))
-            left -= len(piece)
-            yield piece
-        position = offset + length
-    yield from _zeros(entry.size - position)
-
-
-def _zeros(count: int) -> Iterator[bytes]:
-    while count > 0:
-        yield bytes(min(count, _PIECE))
-        count -= _PIECE
 
 
 def archive_parts(
@@ -191,10 +188,9 @@ def archive_parts(
 
 def _archive(tree: FileTree, top: Top, mode: str, undo: contextlib.ExitStack) -> ArchivePart | None:
     for entry in tree.entries([top], Selection(sources=())):
-        if entry.content is not None or not stat.S_ISREG(entry.status.st_mode):
+        if not stat.S_ISREG(entry.status.st_mode):
             return None
-        source = os.open(entry.leaf, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=entry.directory_fd)
-        with open(source, "rb") as packed:
+        with _opened(entry) as packed:
             plain = _plain_tar(packed, undo)
         if plain is None:
             return None
@@ -203,9 +199,18 @@ def _archive(tree: FileTree, top: Top, mode: str, undo: contextlib.ExitStack) ->
     return None
 
 
+def _opened(entry: TreeEntry) -> IO[bytes]:
+    if entry.content is not None:
+        return io.BytesIO(entry.content)
+    # a pipe that has come in the file's place must not be waited for
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return open(os.open(entry.leaf, flags, dir_fd=entry.directory_fd), "rb")
+
+
 def _plain_tar(packed: IO[bytes], undo: contextlib.ExitStack) -> IO[bytes] | None:
     """The tar in a file, decompressed into a temporary one; None when it is no tar."""
     pieces = _decompressed(packed)
+    plain = None
     try:
         head = b""
         while len(head) < _HEAD and (piece := next(pieces, b"")):
@@ -224,6 +229,8 @@ def _plain_tar(packed: IO[bytes], undo: contextlib.ExitStack) -> IO[bytes] | Non
     except (CorruptContent, InvalidImage, OSError, EOFError, lzma.LZMAError) as problem:
         if isinstance(problem, OSError) and problem.errno is not None:
             raise InvalidInput(f"an archive that ADD unpacks cannot be read: {problem.strerror}") from problem
+        if plain is not None:  # it began as one
+            raise InvalidInput(f"an archive that ADD unpacks is broken: {problem}") from problem
         return None
     return plain
 
@@ -233,10 +240,10 @@ def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
     packed.seek(0)
     if first.startswith(b"BZh"):
         with bz2.BZ2File(packed) as bzip2:
-            yield from iter(lambda: bzip2.read(_PIECE), b"")
+            yield from iter(lambda: bzip2.read1(_PIECE), b"")
     elif first == b"\xfd7zXZ\0":
         with lzma.LZMAFile(packed) as xz:
-            yield from iter(lambda: xz.read(_PIECE), b"")
+            yield from iter(lambda: xz.read1(_PIECE), b"")
     else:
         yield from decompress(iter(lambda: packed.read(_PIECE), b""))
 

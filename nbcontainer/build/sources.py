@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nbcontainer.dockerfile.ignore import Verdict
     from nbcontainer.layers.pack import TarWriter
 
-__all__ = ["Attributes", "Entry", "FileTree", "Selection", "Top", "digest", "write"]
+__all__ = ["Attributes", "Entry", "FileTree", "Selection", "Stamp", "Top", "digest", "measured", "write"]
 
 _BELOW = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -55,6 +55,7 @@ class Attributes:
     st_nlink: int = 1
     st_dev: int = 0
     st_ino: int = 0
+    st_ctime_ns: int = 0
 
     @classmethod
     def of(cls, status: os.stat_result, *, owned: bool = True) -> Attributes:
@@ -69,6 +70,7 @@ class Attributes:
             st_nlink=status.st_nlink,
             st_dev=status.st_dev,
             st_ino=status.st_ino,
+            st_ctime_ns=status.st_ctime_ns,
         )
 
     @property
@@ -269,12 +271,15 @@ class FileTree:
         return openat2(self.root_fd, folder or ".", _FOLDER, resolve=_BELOW)
 
     def _unreadable(self, problem: OSError, path: str) -> InvalidInput:
-        return InvalidInput(f"{path} in {self.name} cannot be read: {problem.strerror}")
+        return InvalidInput(f"{path or '/'} in {self.name} cannot be read: {problem.strerror}")
 
     def _names(self, folder: str) -> list[str]:
         names = set(self.files) if not folder else set()
         if self.root_fd >= 0:
-            fd = self._open(folder)
+            try:
+                fd = self._open(folder)
+            except OSError as problem:
+                raise self._unreadable(problem, folder) from problem
             try:
                 names |= set(os.listdir(fd))
             finally:
@@ -328,10 +333,10 @@ class FileTree:
         """Everything at and below `tops`: a folder before what is in it, names in order."""
         excludes = Ignore(selection.excludes)
         for top in tops:
-            if top.is_dir:
-                yield from self._folder(top, excludes)
-            else:
-                yield from self._single(top)
+            try:
+                yield from self._folder(top, excludes) if top.is_dir else self._single(top)
+            except OSError as problem:  # somebody changes the tree meanwhile, or it may not be read
+                raise self._unreadable(problem, top.path) from problem
 
     def _single(self, top: Top) -> Iterator[Entry]:
         content = self.files.get(top.path)
@@ -471,7 +476,14 @@ def digest(tree: FileTree, tops: Sequence[Top], selection: Selection) -> tuple[s
 
     It counts paths, types, permissions, owners, links, contents and extended attributes, and no times.
     """
+    name, listed, _ = measured(tree, tops, selection)
+    return name, listed
+
+
+def measured(tree: FileTree, tops: Sequence[Top], selection: Selection) -> tuple[str, list[list[Any]], str]:
+    """What `digest` answers, and the stamp of what was read, to compare with that of what is written later."""
     total = hashlib.sha256()
+    stamp = Stamp()
     listed: list[list[Any]] = []
     numbers = {id(top): number for number, top in enumerate(tops)}
     for top in tops:
@@ -481,13 +493,36 @@ def digest(tree: FileTree, tops: Sequence[Top], selection: Selection) -> tuple[s
         status = entry.status
         head = f"{entry.below}\0{status.st_mode:o}\0{status.st_uid}:{status.st_gid}\0"
         total.update(head.encode("utf-8", "surrogateescape"))
+        stamp.add(entry.below, status)
         _add_content(total, entry, tree)
-    return total.hexdigest(), listed
+    return total.hexdigest(), listed, stamp.text
+
+
+class Stamp:
+    """Which files were read, and as of when: the same twice when nobody has changed one of them in between.
+
+    A key names contents that are read once more to be copied; whoever edits a file meanwhile must not have the new
+    bytes remembered under the name of the old ones. The time of the last change (stat(2), st_ctime) cannot be set back.
+    """
+
+    def __init__(self) -> None:
+        self._total = hashlib.sha256()
+
+    def add(self, below: str, status: Attributes) -> None:
+        """Count an entry: before it is read for its digest, after it is read to be written."""
+        text = f"{below}\0{status.st_mode}.{status.st_size}.{status.st_dev}.{status.st_ino}.{status.st_ctime_ns}\0"
+        self._total.update(text.encode("utf-8", "surrogateescape"))
+
+    @property
+    def text(self) -> str:
+        """As far as was counted."""
+        return self._total.hexdigest()
 
 
 def _add_content(total: Any, entry: Entry, tree: FileTree) -> None:
     if entry.content is not None:
-        total.update(b"%d\0" % len(entry.content) + entry.content)
+        total.update(b"%d\0" % len(entry.content))
+        total.update(entry.content + b"0\0")
         return
     kind = stat.S_IFMT(entry.status.st_mode)
     if kind == stat.S_IFLNK:
@@ -500,22 +535,27 @@ def _add_content(total: Any, entry: Entry, tree: FileTree) -> None:
         return
     fd = _opened(entry, tree)
     try:
-        size = 0
-        while piece := os.read(fd, _PIECE):
+        # a length, or a digest of its own: bytes of a file must not be able to look like the next entry
+        piece = os.read(fd, _PIECE)
+        if len(piece) < _PIECE and len(piece) >= entry.status.st_size:
+            total.update(b"%d\0" % len(piece))
             total.update(piece)
-            size += len(piece)
-            if len(piece) < _PIECE and size >= entry.status.st_size:
-                break
-        total.update(b"\0%d\0" % size)
+        else:
+            content = hashlib.sha256()
+            while piece:
+                content.update(piece)
+                piece = os.read(fd, _PIECE)
+            total.update(b"sha256\0" + content.digest())
         _add_xattrs(total, fd)
     finally:
         os.close(fd)
 
 
 def _add_xattrs(total: Any, fd: int) -> None:
-    if fd >= 0:
-        for name, value in kept_xattrs(fd).items():
-            total.update(b"%s=%d\0%s" % (os.fsencode(name), len(value), value))
+    found = kept_xattrs(fd) if fd >= 0 else {}
+    total.update(b"%d\0" % len(found))
+    for name, value in found.items():
+        total.update(b"%s\0%d\0%s" % (os.fsencode(name), len(value), value))
 
 
 def _opened(entry: Entry, tree: FileTree) -> int:
@@ -535,30 +575,39 @@ def write(
     tops: Sequence[Top],
     selection: Selection,
     place: Callable[[Top, str], bytes | None],
-) -> None:
-    """Write every entry where `place` puts it (None: its folder is there already), with what the selection changes."""
+) -> str:
+    """Write every entry where `place` puts it (None: its folder is there already), with what the selection changes.
+
+    Answers the stamp of what was written.
+    """
+    stamp = Stamp()
     first: dict[tuple[int, int], bytes] = {}
     for entry in tree.entries(tops, selection):
         name = place(entry.top, entry.below)
         if name is None:
+            stamp.add(entry.below, entry.status)
             continue
         status = selection.attributes(entry.status)
         if entry.content is not None:
             writer.entry(name, status, size=len(entry.content))
             writer.content(entry.content)
             writer.pad(len(entry.content))
+            stamp.add(entry.below, entry.status)
             continue
         key = (status.st_dev, status.st_ino)
         several = status.st_nlink > 1 and not status.is_dir
         if several and key in first:
             writer.entry(name, status, link=first[key], hard=True)
+            stamp.add(entry.below, entry.status)
             continue
-        _write_entry(writer, tree, entry, name, status)
+        stamp.add(entry.below, _write_entry(writer, tree, entry, name, status))
         if several:
             first[key] = name
+    return stamp.text
 
 
-def _write_entry(writer: TarWriter, tree: FileTree, entry: Entry, name: bytes, status: Attributes) -> None:
+def _write_entry(writer: TarWriter, tree: FileTree, entry: Entry, name: bytes, status: Attributes) -> Attributes:
+    """Write one entry, and give what it was when it had been read."""
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:
         xattrs = kept_xattrs(entry.directory_fd) if entry.directory_fd >= 0 else {}
@@ -573,7 +622,9 @@ def _write_entry(writer: TarWriter, tree: FileTree, entry: Entry, name: bytes, s
                 if (now.st_size, now.st_blocks) != (status.st_size, status.st_blocks):
                     status = replace(status, st_size=now.st_size, st_blocks=now.st_blocks)
                 writer.file(name, fd, status)
+            return Attributes.of(os.fstat(fd))
         finally:
             os.close(fd)
     else:
         writer.entry(name, status)
+    return entry.status

@@ -162,6 +162,10 @@ def started_from(config: Mapping[str, Any], layers: Sequence[Descriptor], diff_i
     if len(layers) != len(diff_ids):
         raise InvalidImage(f"the base image has {len(layers)} layers and {len(diff_ids)} diff ids; it cannot be used")
     options = dict(config.get("config") or {})
+    for name in ("OnBuild", "Shell"):
+        words = options.get(name) or []
+        if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+            raise InvalidImage(f"{name} of the base image's config is no list of texts; the image cannot be built upon")
     environment = list(options.get("Env") or [])
     if not any(entry.startswith("PATH=") for entry in environment):
         environment.append(f"PATH={DEFAULT_PATH}")

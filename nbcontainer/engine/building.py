@@ -61,6 +61,8 @@ def build(
     names = checked_tags(options.tags)
     failures = FailedStepStore(_folder(session))
     failures.forget()
+    with contextlib.suppress(NbcontainerError):  # what a killed build has half unpacked; else the next one
+        session.snapshots.reap()
     with opened(options.context) as whole, EngineWorkshop(session, pull) as workshop:
         dockerfile, context = _read(options, whole)
         _warn(dockerfile, context, listener)

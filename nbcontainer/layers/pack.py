@@ -26,7 +26,7 @@ from nbcontainer._linux.syscalls import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Packer", "Status", "TarWriter", "is_made_by_kernel", "kept_xattrs"]
 
@@ -203,6 +203,22 @@ class TarWriter:
             self._data(fd, 0, size)
             self._pad(size)
             return
+        self.sparse(name, status, pieces, size=size, xattrs=xattrs)
+        for offset, length in pieces:
+            self._data(fd, offset, length)
+        self._pad(sum(length for _, length in pieces))
+
+    def sparse(
+        self,
+        name: bytes,
+        status: Status,
+        pieces: Sequence[tuple[int, int]],
+        *,
+        size: int,
+        xattrs: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """The header of a file of `size` bytes that is holes but for `pieces`, whose data follow; `pad` after them."""
+        pieces = list(pieces)
         if not pieces or sum(pieces[-1]) < size:
             pieces.append((size, 0))
         text = b"".join(b"%d\n" % number for number in (len(pieces), *(each for piece in pieces for each in piece)))
@@ -213,7 +229,7 @@ class TarWriter:
             (b"GNU.sparse.minor", b"0"),
             (b"GNU.sparse.name", name),
             (b"GNU.sparse.realsize", b"%d" % size),
-            *((b"SCHILY.xattr." + os.fsencode(key), value) for key, value in xattrs.items()),
+            *((b"SCHILY.xattr." + os.fsencode(key), value) for key, value in (xattrs or {}).items()),
         ]
         self._write(
             b"GNUSparseFile.0/" + name.rpartition(b"/")[2],
@@ -224,9 +240,6 @@ class TarWriter:
             records=records,
         )
         self._held += text
-        for offset, length in pieces:
-            self._data(fd, offset, length)
-        self._pad(stored)
 
     def _data(self, fd: int, offset: int, count: int) -> None:
         """`count` bytes of a file from `offset`; zeros for what it has not any more."""
