@@ -11,7 +11,6 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
-from nbcontainer.build.making import APPLY, LANDING
 from nbcontainer.runtime.driver import NativeRuntime
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ class BuildRuntime:
             self._builds += 1
             self._forget_timer()
             if self._made is None:
+                from nbcontainer.build.making import APPLY, LANDING  # heavy, and sessions import this module
+
                 self._made = NativeRuntime(
                     self._settings.root,
                     self._id_map,
