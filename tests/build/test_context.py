@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nbcontainer.build.context import ContextSource, opened
+from nbcontainer.build.context import opened
+from nbcontainer.build.request import ContextSource
 from nbcontainer.build.sources import Selection
 from nbcontainer.errors import InvalidInput, InvalidOption, NbcontainerError, NotFound, StorageError
 from nbcontainer.testing.images import tiny_layer
