@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["Joined"]
+__all__ = ["Joined", "refusal"]
 
 _PATIENCE = 3.0
 """Seconds to wait for a container that is just starting."""
@@ -45,7 +45,7 @@ class Joined:
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + _PATIENCE
-        refusal = "it has no process to join"
+        problem = "it has no process to join"
         try:
             first = processes.pidfd_open(self._pid)
         except OSError as problem:
@@ -53,13 +53,13 @@ class Joined:
         try:
             while True:
                 for child in _children(self._pid):
-                    refusal = self._enter_through(child) or refusal
+                    problem = self._enter_through(child) or problem
                     if self._channel is not None:
                         return self
                 if _has_ended(first):
                     raise Conflict("the container has just ended; try again")
                 if time.monotonic() > deadline:
-                    raise UnsupportedHost(f"the running container cannot be entered: {refusal}")
+                    raise UnsupportedHost(f"the running container cannot be entered: {problem}")
                 time.sleep(_PAUSE)
         finally:
             os.close(first)
@@ -88,23 +88,10 @@ class Joined:
         finally:
             os.close(pidfd)
         self._channel = ours
-        refusal = self._refusal(ours)
-        if refusal:
+        said = refusal(ours)
+        if said:
             self._end(0)
-        return refusal
-
-    @staticmethod
-    def _refusal(channel: socket.socket) -> str:
-        try:
-            received = receive(channel)
-        except (OSError, ProtocolError) as problem:
-            return str(problem)
-        if received is None:
-            return "the helper process died without a word"
-        message = received[0]
-        if isinstance(message, Failed):
-            return message.message
-        return "" if isinstance(message, Ready) else f"the helper said {type(message).__name__}"
+        return said
 
     def begin(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> None:
         """Start ``module:function``; see `Runtime.begin`."""
@@ -133,6 +120,20 @@ class Joined:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end(_LAST if kind is None else 0)
+
+
+def refusal(channel: socket.socket) -> str:
+    """Why a helper process could not enter a container, or "" when it says that it is there. Waits for its word."""
+    try:
+        received = receive(channel)
+    except (OSError, ProtocolError) as problem:
+        return str(problem)
+    if received is None:
+        return "the helper process died without a word"
+    message = received[0]
+    if isinstance(message, Failed):
+        return message.message
+    return "" if isinstance(message, Ready) else f"the helper process said {type(message).__name__}"
 
 
 def _program() -> str:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from nbcontainer.errors import Conflict
 from nbcontainer.runtime.groups import entrances_to
+from nbcontainer.runtime.joining import refusal
 from nbcontainer.runtime.launcher import Connection, child_environment
-from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, receive, send
+from nbcontainer.runtime.protocol import send
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,28 +117,17 @@ class _Helper:
                 env=child_environment(),
             )
         try:
-            refusal = self._refusal(configuration)
+            send(self._channel, configuration)
+            problem = refusal(self._channel)
+        except OSError as trouble:
+            problem = str(trouble)
         except BaseException:
             self.close()
             raise
-        if refusal:
+        if problem:
             self.close()
-            raise Conflict(f"the container cannot be entered: {refusal}")
+            raise Conflict(f"the container cannot be entered: {problem}")
         self._channel.settimeout(None)
-
-    def _refusal(self, configuration: Configure) -> str:
-        """Why it could not enter, or ""."""
-        try:
-            send(self._channel, configuration)
-            received = receive(self._channel)
-        except (OSError, ProtocolError) as problem:
-            return str(problem)
-        if received is None:
-            return "the helper process died without a word"
-        message = received[0]
-        if isinstance(message, Failed):
-            return message.message
-        return "" if isinstance(message, Ready) else f"the helper process said {type(message).__name__}"
 
     def is_fresh(self) -> bool:
         """Whether it is there, and will be when it is asked now."""
