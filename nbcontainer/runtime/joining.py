@@ -45,7 +45,7 @@ class Joined:
 
     def __enter__(self) -> Self:
         deadline = time.monotonic() + _PATIENCE
-        problem = "it has no process to join"
+        why = "it has no process to join"
         try:
             first = processes.pidfd_open(self._pid)
         except OSError as problem:
@@ -53,13 +53,13 @@ class Joined:
         try:
             while True:
                 for child in _children(self._pid):
-                    problem = self._enter_through(child) or problem
+                    why = self._enter_through(child) or why
                     if self._channel is not None:
                         return self
                 if _has_ended(first):
                     raise Conflict("the container has just ended; try again")
                 if time.monotonic() > deadline:
-                    raise UnsupportedHost(f"the running container cannot be entered: {problem}")
+                    raise UnsupportedHost(f"the running container cannot be entered: {why}")
                 time.sleep(_PAUSE)
         finally:
             os.close(first)
