@@ -483,13 +483,12 @@ class _StageRun:
         words = instruction.arguments(state.shell)
         script = instruction.script
         program = script.body.encode() if script is not None and script.body.startswith("#!") else None
-        arguments = {name: value for name, value in state.arguments.items() if name not in state.variables}
-        declared = {**arguments, **state.variables}
+        declared = state.environment
         proxies = {
             name: value for name, value in self._options.arguments.items() if name in PROXIES and name not in declared
         }
         network = instruction.network if instruction.network != "default" else self._options.network
-        shown = {name: state.environment[name] for name in state.arguments}
+        shown = {name: declared[name] for name in state.arguments}
         created_by = created_by_run(words, shown)
         self._wait_for([each.from_ for each in instruction.mounts if isinstance(each, (BindRunMount, CacheRunMount))])
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:

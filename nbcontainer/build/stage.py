@@ -52,9 +52,9 @@ class StageState:
     """A stage between two instructions.
 
     `document` has what an image config says beside its settings, layers and history. `arguments` are the ARGs in force;
-    one that was declared and has no value is not among them. `reset_command` says that an ENTRYPOINT takes the
-    inherited CMD away, because the stage has not set one itself. `created` is when its last layer was made: a build
-    that finds all its layers gives the same image again.
+    one that was declared and has no value is not among them; `later` are those that came after an ENV of their name.
+    `reset_command` says that an ENTRYPOINT takes the inherited CMD away, because the stage has not set one itself.
+    `created` is when its last layer was made: a build that finds all its layers gives the same image again.
     """
 
     platform: Platform
@@ -64,6 +64,7 @@ class StageState:
     diff_ids: tuple[Digest, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     arguments: Mapping[str, str] = field(default_factory=_empty)
+    later: frozenset[str] = frozenset()
     reset_command: bool = True
     created: str = UNKNOWN_TIME
 
@@ -80,8 +81,8 @@ class StageState:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What words expand to: ENV over ARG."""
-        return {**self.arguments, **self.variables}
+        """What words expand to and commands see: ENV over ARG, but for an ARG that came later, as in BuildKit."""
+        return {**self.arguments, **self.variables, **{name: self.arguments[name] for name in self.later}}
 
     @property
     def shell(self) -> tuple[str, ...]:
@@ -200,18 +201,21 @@ def with_arguments(
 ) -> StageState:
     """The stage after an ARG: what was `given` counts before a default, and that before the arguments of FROM lines."""
     arguments = dict(state.arguments)
+    later = set(state.later)
     shown = []
     for each in instruction.arguments:
         value = given.get(each.name, each.default if each.default is not None else outer.get(each.name))
         if value is not None:
             arguments[each.name] = value
+            later |= {each.name} & set(state.variables)
         shown.append(each.name if each.default is None else f"{each.name}={each.default}")
-    return replace(state, arguments=arguments).remembering(f"ARG {' '.join(shown)}")
+    return replace(state, arguments=arguments, later=frozenset(later)).remembering(f"ARG {' '.join(shown)}")
 
 
 def _env(state: StageState, instruction: i.Env) -> StageState:
     variables = state.variables
     variables.update((pair.name, pair.value) for pair in instruction.pairs)
+    state = replace(state, later=state.later - {pair.name for pair in instruction.pairs})
     return state.setting(Env=[f"{name}={value}" for name, value in variables.items()])
 
 

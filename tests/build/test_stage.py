@@ -73,6 +73,15 @@ def test_arguments() -> None:
     assert [entry["created_by"] for entry in state.history][:3] == ["ARG A=1 B", "ARG OUTER", "ARG D=4"]
 
 
+def test_whoever_came_last_counts() -> None:
+    """An ARG after an ENV of its name counts for commands until the next ENV; the image keeps what ENV said."""
+    state = after("ENV V=env\nARG V=arg")
+    assert state.environment["V"] == "arg"
+    assert "V=env" in state.options["Env"]
+    assert after("ENV V=again", state).environment["V"] == "again"
+    assert after("ENV V=env\nARG V").environment["V"] == "env"
+
+
 def test_history_has_no_layer_for_settings() -> None:
     """Lines of history of settings say that they have no layer; triggers have none at all."""
     state = after("ENV A=1\nONBUILD RUN x\nMAINTAINER me\nUSER u")

@@ -53,6 +53,7 @@ CASES: dict[str, str] = {
     "run-arg": "ARG V=5\nRUN echo $V > /out",
     "run-arg-given": "ARG GIVEN\nRUN echo $GIVEN > /out",
     "run-arg-and-env": "ARG V=arg\nENV V=env\nRUN echo $V > /out",
+    "run-env-then-arg": "ENV V=env\nARG V=arg\nRUN echo $V > /out",
     "run-shell-instruction": 'SHELL ["/bin/sh", "-e", "-c"]\nRUN echo hi > /out\nCMD echo hi',
     "run-umask": "RUN umask > /out; touch /f; mkdir /d",
     "run-stdin": "RUN cat > /out",
