@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import http.server
 import io
 import json
 import os
+import socket
 import tarfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer import errors
+from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import deserted_cgroups
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.test_crash import none_lives, sweep
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from tests.integration.tiers import Tier
 
@@ -436,3 +443,97 @@ def test_killed_in_the_middle(tier: Tier) -> None:
         tier.driver.call("inspect_image", "killed")
     built = tier.driver.build(text.replace("sleep 100", "true"), "killed")
     assert built["cached"] == 2
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """Lend the address of a web server on loopback, and its folder."""
+    handler_class: Any = type("Quiet", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    handler = functools.partial(handler_class, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        worker = threading.Thread(target=server.serve_forever)
+        worker.start()
+        yield f"http://127.0.0.1:{server.server_port}", tmp_path
+        server.shutdown()
+        worker.join()
+
+
+@OWN_TIER
+def test_add_fetches_files(tier: Tier, web: tuple[str, Path]) -> None:
+    """ADD of an address writes a file of mode 0600 with the server's time; a checksum has to fit; --unpack unpacks."""
+    address, folder = web
+    (folder / "file.txt").write_text("fetched")
+    os.utime(folder / "file.txt", (1_500_000_000, 1_500_000_000))
+    with tarfile.open(folder / "files.tgz", "w:gz") as tar:
+        tar.add(folder / "file.txt", "inner/file.txt")
+    right = hashlib.sha256(b"fetched").hexdigest()
+    text = f"""\
+FROM {tier.image}
+ADD --checksum=sha256:{right} {address}/file.txt /got/
+ADD --chmod=644 {address}/file.txt /renamed
+ADD {address}/files.tgz /packed/
+ADD --unpack {address}/files.tgz /unpacked/
+"""
+    tier.driver.build(text, "fetched")
+    look = "cat /got/file.txt /unpacked/inner/file.txt; stat -c ' %a %Y' /got/file.txt /renamed; ls /packed"
+    found = tier.driver.run("sh", "-c", look, image="fetched").stdout
+    assert found == "fetchedfetched 600 1500000000\n 644 1500000000\nfiles.tgz\n"
+    assert tier.driver.build(text)["cached"] == 5
+    with pytest.raises(Raised, match="--checksum says"):
+        tier.driver.build(text.replace(right, "0" * 64))
+    with pytest.raises(Raised, match="answered with 404"):
+        tier.driver.build(f"FROM {tier.image}\nADD {address}/nowhere /\n")
+    with pytest.raises(Raised, match="no archive that can be unpacked"):
+        tier.driver.build(f"FROM {tier.image}\nADD --unpack {address}/file.txt /\n")
+
+
+def test_ssh_agent(tier: Tier) -> None:
+    """A command with an ssh mount talks to the person's agent; without one it has no such socket."""
+    folder = tier.folder("agent")
+    path = str(folder / "socket")
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(path)
+        if tier.user is not None:
+            os.chown(path, tier.user.uid, tier.user.gid)
+        agent.listen()
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    caller, _ = agent.accept()
+                    with caller:
+                        caller.sendall(b"keys for " + caller.recv(100))
+
+        worker = threading.Thread(target=answer, daemon=True)
+        worker.start()
+        ask = (
+            "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect(os.environ['SSH_AUTH_SOCK']);"
+            " s.sendall(b'me'); print(s.recv(100).decode())"
+        )
+        text = f'FROM {tier.image}\nRUN --mount=type=ssh {PYTHON} -c "{ask}" > /answer\nRUN test -z "$SSH_AUTH_SOCK"\n'
+        tier.driver.build(text, "agent", agents={"default": path})
+        agent.shutdown(socket.SHUT_RDWR)
+        worker.join(5)
+    assert tier.driver.run("cat", "/answer", image="agent").stdout == "keys for me\n"
+    with pytest.raises(Raised, match="ssh agent 'default' is required"):
+        tier.driver.build(f"FROM {tier.image}\nRUN --mount=type=ssh,required=true true\n")
+
+
+@OWN_TIER
+def test_a_script_with_an_interpreter(tier: Tier) -> None:
+    """A heredoc that begins with #! is run by what it names, another one by the shell, and both see the arguments."""
+    text = f"""\
+FROM {tier.image}
+ARG N=3
+RUN <<EOF
+#!{PYTHON}
+import os
+with open("/made", "w") as file:
+    file.write("x" * int(os.environ["N"]))
+EOF
+RUN <<EOF
+echo "$N" > /shell
+EOF
+"""
+    tier.driver.build(text, "scripts")
+    assert tier.driver.run("cat", "/made", "/shell", image="scripts").stdout == "xxx3\n"
