@@ -23,7 +23,7 @@ from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import deserted_cgroups
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.test_crash import none_lives, sweep
-from tests.integration.tiers import Raised, wait_until
+from tests.integration.tiers import AT_REST, Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -412,6 +412,17 @@ def test_stages_run_at_once(tier: Tier) -> None:
     text += f"FROM {tier.image}\nCOPY --from=s0 /etc/passwd /a\nCOPY --from=s1 /etc/passwd /b\n"
     tier.driver.build(text, "met")
     assert folder.is_dir()
+
+
+@OWN_TIER
+def test_what_builds_started_is_kept_a_while(tier: Tier) -> None:
+    """The launcher of a build waits for the next one, and is gone when none has come."""
+    with tier.spawn(build_idle=2) as driver:
+        driver.run("true")
+        wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool")
+        driver.build(f"FROM {tier.image}\nRUN echo {time.time()} > /made\n")
+        assert len(driver.processes()) > AT_REST
+        wait_until(lambda: len(driver.processes()) == AT_REST, what="the launcher of builds is gone")
 
 
 @OWN_TIER

@@ -108,11 +108,8 @@ class Driver:
                 **acting,
             )
         self._connection = Connection(ours.detach())
-        usual = {
-            "interrupt_grace": 0.5,
-            "pool_idle": patient(300),
-            "build_idle": 0.0,
-        }  # or it would be at rest otherwise than `AT_REST`
+        # or it would be at rest otherwise than `AT_REST`
+        usual = {"interrupt_grace": 0.5, "pool_idle": patient(300), "build_idle": 0}
         self._connection.send((root or tier.store, {**usual, **settings}))
         self._tier = tier
         self._live = _Live()
