@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nbcontainer.engine.records import Stored
@@ -87,6 +87,7 @@ def test_damaged_record(spec: dict[str, object]) -> None:
 VALUES = st.none() | st.integers() | st.text() | st.lists(st.none() | st.dictionaries(st.text(), st.integers()))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from([field.name for field in dataclasses.fields(ContainerSpec)]), VALUES))
 def test_any_record_is_read_or_refused(spec: dict[str, object]) -> None:
     """Whatever stands in it, the answer is a spec or one of our own errors."""

@@ -161,7 +161,7 @@ def test_commit_refused(tier: Tier) -> None:
                 tier.driver.call("commit", "box", name, changes=changes)
             assert caught.value.is_ours
         assert os.listdir(f"{tier.store}/blobs/sha256") == blobs
-        done = nbcontainer_as(tier, "commit", "-p", "box")
+        done = nbcontainer_as(tier, "commit", "-x", "box")
         assert done.returncode == 2
     finally:
         tier.driver.call("remove_container", "box")

@@ -234,7 +234,8 @@ def test_update_of_what_was_free(tier: Tier) -> None:
                 asked = Limits(cpuset_cpus=str(last))
                 refused(tier, "update", "work", asked, kind=UnsupportedHost, match="cpuset is not handed .*Delegate=")
             tier.driver.call("update", "work", Limits(cpus=1.0))
-            assert tier.driver.call("stats")[0].cpu > 60
+            # more than it had before; how much more is up to who else is at work here
+            wait_until(lambda: tier.driver.call("stats")[0].cpu > 25, within=30, what="it has more time again")
         else:
             refused(tier, "update", "work", Limits(cpus=0.2), kind=UnsupportedHost, match="--cpus cannot be kept")
         end(driver)
