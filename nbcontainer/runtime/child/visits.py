@@ -184,7 +184,7 @@ class _Porter:
             ready = [fd for fd, _ in self._poll.poll(None if self._guests else _IDLE * 1000)]
             if not ready and not self._guests:
                 return
-            for fd in ready:
+            for fd in ready[:1]:  # what is done for one may close another, and its number be given to somebody new
                 if fd == self._wake:
                     self._collect()
                 elif fd == self._requests.fileno():
