@@ -21,12 +21,22 @@ if TYPE_CHECKING:
     from tests.harness.leaks import Leaks
     from tests.harness.users import User
 
-__all__ = ["OWN_TIER", "person", "registry", "tier"]
+__all__ = ["OWN_TIER", "TWO_TIERS", "person", "registry", "tier"]
 
 OWN_TIER = pytest.mark.parametrize(
     "person", [pytest.param("own", marks=[pytest.mark.userns, pytest.mark.overlay])], indirect=True
 )
 """For stories in which the tier makes no difference."""
+
+TWO_TIERS = pytest.mark.parametrize(
+    "person",
+    [
+        pytest.param("own", marks=[pytest.mark.userns, pytest.mark.overlay]),
+        pytest.param("single", marks=[pytest.mark.subids, pytest.mark.overlay]),
+    ],
+    indirect=True,
+)
+"""For long stories: the one with everything and the one with the least; what is between them has the short ones."""
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import pytest
 
 from nbcontainer.errors import Conflict, ContainerNotFound, ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
+from tests.integration.fixtures import TWO_TIERS
 from tests.integration.test_crash import none_lives
 from tests.integration.tiers import Driver, Raised, wait_until
 from tests.security.test_way_in import CHANGE_WHAT_RUNS, HARMLESS, ITS_HOME
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from tests.integration.tiers import Tier
 
+pytestmark = TWO_TIERS
 LURKER = (
     (Path(__file__).parent / "lurker.py").read_text(encoding="utf-8").replace("from __future__ import annotations", "")
 )
@@ -366,9 +368,9 @@ def test_frozen_while_joining(tier: Tier) -> None:
         pytest.skip("an ordinary user cannot pause with cgroups v1")
     with hostile(tier, "another", WAITING) as guest, tier.spawn() as other:
         assert guest.exec("work", "true").ok
-        for number in range(15):
+        for number in range(6):
             guest.begin_exec("work", "true", timeout=1.0)
-            time.sleep(number * 0.002)
+            time.sleep(number * 0.005)
             other.call("pause", "work")
             try:
                 guest.finish(within=15)
