@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nbcontainer.runtime.launcher import Connection
     from nbcontainer.runtime.supervisor import Outcome, Sink
 
-__all__ = ["Kept", "OutputSink", "Talk", "attend"]
+__all__ = ["Heard", "Kept", "OutputSink", "Talk", "attend"]
 
 OutputSink = Callable[[Literal["stdout", "stderr"], bytes], None]
 """Called in the calling thread with each piece of output as it arrives."""
@@ -64,6 +64,18 @@ class Kept:
     def data(self) -> bytes:
         """What is kept."""
         return b"".join(self._pieces)[-self._limit :]
+
+
+class Heard:
+    """Both streams of one command; `take` is the sink of its supervision."""
+
+    def __init__(self, output: OutputSink | None, record: Log | None) -> None:
+        self.stdout = Kept(output, "stdout", record)
+        self.stderr = Kept(output, "stderr", record)
+
+    def take(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        """A piece that has arrived."""
+        (self.stdout if stream == "stdout" else self.stderr).take(data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,10 @@ import secrets
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer._linux import identity
-from nbcontainer.engine.attending import Kept, Talk, attend
+from nbcontainer.engine.attending import Heard, Talk, attend
 from nbcontainer.engine.ending import Told
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
 from nbcontainer.engine.saved import spec_of
@@ -69,16 +69,12 @@ def execute(session: Session, lifecycle: Lifecycle, request: ExecRequest, *, gra
 
         if options.detached:
             return _let_go(ran, request.container, start)
-        stdout, stderr = Kept(request.output, "stdout", None), Kept(request.output, "stderr", None)
-
-        def sink(stream: Literal["stdout", "stderr"], data: bytes) -> None:
-            (stdout if stream == "stdout" else stderr).take(data)
-
-        talk = Talk(stdin=request.stdin, sink=sink, timeout=options.timeout, grace=grace)
+        heard = Heard(request.output, None)
+        talk = Talk(stdin=request.stdin, sink=heard.take, timeout=options.timeout, grace=grace)
         outcome, verdict = attend(session, talk, start)
         told = _told(request.container, outcome, process.first)
         result = result_of(
-            ran, outcome, stdout.data, stderr.data, limit=options.timeout or 0, verdict=verdict, told=told
+            ran, outcome, heard.stdout.data, heard.stderr.data, limit=options.timeout or 0, verdict=verdict, told=told
         )
     if outcome.failure is not None and outcome.reason == "exited":
         raise start_error(f"container {request.container}", outcome.failure)

@@ -13,9 +13,9 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from nbcontainer.engine.attending import Kept, Talk, attend
+from nbcontainer.engine.attending import Heard, Talk, attend
 from nbcontainer.engine.ending import Note
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
@@ -249,12 +249,8 @@ def _title(script: bytes | None) -> str:
 def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: float, check: bool) -> RunResult:
     """Start the container, pump its streams until it is over, and say how it went."""
     record, spec = placed.record, placed.spec
-    stdout = Kept(request.output, "stdout", record)
-    stderr = Kept(request.output, "stderr", record)
+    heard = Heard(request.output, record)
     deaths = session.runtime.deaths
-
-    def sink(stream: Literal["stdout", "stderr"], data: bytes) -> None:
-        (stdout if stream == "stdout" else stderr).take(data)
 
     def start(stdio: tuple[int, int, int]) -> Connection:
         try:
@@ -267,14 +263,16 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
     try:
         outcome, verdict = attend(
             session,
-            Talk(stdin=request.stdin, sink=sink, timeout=timeout, grace=grace),
+            Talk(stdin=request.stdin, sink=heard.take, timeout=timeout, grace=grace),
             start,
             on_started=lambda: _announce_successor(session, request, placed),
             on_accepted=lambda pid: record.update(started=time.time(), **process_fields(pid)),
         )
         ran = Ran(id=record.id, image=placed.subject.name, argv=spec.argv, started=placed.started)
         told = _told(record, outcome)
-        result = result_of(ran, outcome, stdout.data, stderr.data, limit=timeout or 0, verdict=verdict, told=told)
+        result = result_of(
+            ran, outcome, heard.stdout.data, heard.stderr.data, limit=timeout or 0, verdict=verdict, told=told
+        )
         # also of what is thrown away: somebody may be waiting for it, with the record open
         record.update(finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason)
     finally:

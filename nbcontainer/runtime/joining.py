@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import socket
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from nbcontainer._linux import processes
+from nbcontainer._linux import identity, processes
 from nbcontainer.errors import Conflict, UnsupportedHost
 from nbcontainer.runtime.launcher import Connection, Launcher
 from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, Task, receive, send
@@ -56,7 +55,7 @@ class Joined:
                     why = self._enter_through(child) or why
                     if self._channel is not None:
                         return self
-                if _has_ended(first):
+                if identity.has_ended(first):
                     raise Conflict("the container has just ended; try again")
                 if time.monotonic() > deadline:
                     raise UnsupportedHost(f"the running container cannot be entered: {why}")
@@ -156,9 +155,3 @@ def _parent(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[1])
     return -1
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
