@@ -10,9 +10,11 @@ In a notebook: ``%load_ext nbcontainer``, then ``%%container debian`` on the fir
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from nbcontainer.engine.engine import Engine
     from nbcontainer.engine.settings import Settings
     from nbcontainer.errors import ContainerExit, NbcontainerError

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 __all__ = [
     "RESOLVE_BENEATH",
@@ -39,7 +38,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-MACHINE = platform.machine()
+MACHINE = os.uname().machine
 
 
 def failure(call: str, subject: object = "") -> OSError:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
 
 from nbcontainer._linux.identity import open_process, send_signal, start_time
 from nbcontainer._linux.processes import pidfd_open
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 

@@ -19,7 +19,7 @@ from nbcontainer.runtime.supervisor import supervise
 
 if TYPE_CHECKING:
     from nbcontainer.engine.session import Session
-    from nbcontainer.runtime.launcher import Connection
+    from nbcontainer.runtime.connection import Connection
     from nbcontainer.runtime.supervisor import Outcome, Sink
 
 __all__ = ["Heard", "Kept", "OutputSink", "Talk", "attend"]
@@ -110,6 +110,8 @@ def attend(
         undo.callback(connection.close)
         for theirs in (given.reader, out_write, err_write):
             theirs.close()
+        if connection.pid is not None:
+            on_accepted(connection.pid)
         on_started()
         outcome = supervise(
             connection,

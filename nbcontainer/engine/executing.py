@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Stored
     from nbcontainer.engine.session import Session
     from nbcontainer.model import ContainerSpec, ExecOptions
-    from nbcontainer.runtime.launcher import Connection
+    from nbcontainer.runtime.connection import Connection
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["ExecRequest", "execute"]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.session import Session
     from nbcontainer.engine.successors import Kind
     from nbcontainer.model import ContainerId, ContainerSpec, Mount, RunResult
-    from nbcontainer.runtime.launcher import Connection
+    from nbcontainer.runtime.connection import Connection
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["Placed", "RunRequest", "Subject", "carry_out", "place", "place_again", "resolv_conf"]

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from nbcontainer.images.unpack import Helper
     from nbcontainer.layers.snapshotter import Snapshotter
     from nbcontainer.model import ContainerSpec, ExitReason, Listener, Mount
-    from nbcontainer.runtime.launcher import Connection
+    from nbcontainer.runtime.connection import Connection
     from nbcontainer.runtime.supervisor import Outcome
     from nbcontainer.store import ContentStore, RefStore
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from nbcontainer.errors import InvalidImage, InvalidOption
 from nbcontainer.model import ContainerId, ContainerSpec, Mount
 from nbcontainer.runtime.capabilities import chosen_capabilities
-from nbcontainer.runtime.rootfs import SCRIPT_PATH
+from nbcontainer.runtime.places import SCRIPT_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

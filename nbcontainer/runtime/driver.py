@@ -12,12 +12,13 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nbcontainer._linux.cgroups import machine_hierarchies
+from nbcontainer._linux.values import replaced
 from nbcontainer.errors import InvalidOption, UnsupportedHost
 from nbcontainer.model import Limits
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
 from nbcontainer.runtime.devices import device_nodes
 from nbcontainer.runtime.groups import make_group
-from nbcontainer.runtime.launcher import Connection, Launcher, LauncherSettings
+from nbcontainer.runtime.launcher import Launcher, LauncherSettings
 from nbcontainer.runtime.protocol import Expect, Room, Run, Visit
 from nbcontainer.runtime.resources import Borrowed
 from nbcontainer.runtime.rootfs import operations, root_operations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.model import ContainerSpec, IdMap, Mount, NetworkMode
+    from nbcontainer.runtime.connection import Connection
     from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.rootfs import Stage
 
@@ -152,6 +154,11 @@ class NativeRuntime:
         return self._launcher_made.pid if self._launcher_made else None
 
     @property
+    def waiting_descriptors(self) -> frozenset[int]:
+        """What rooms that wait for their command keep open in this process."""
+        return self._launcher_made.waiting_descriptors if self._launcher_made else frozenset()
+
+    @property
     def host_lowers(self) -> tuple[str, ...]:
         """The machine's file systems that containers can have below them, as root."""
         return self._launcher.stage.host_lowers
@@ -213,11 +220,11 @@ class NativeRuntime:
     def _own(self, room: Room, spec: ContainerSpec, *, cgroups: int) -> Room:
         """The room with what is its own: a filter that the launcher does not have yet, limits."""
         if spec.seccomp == "default" and set(spec.capabilities) == set(DEFAULT_CAPABILITIES):
-            return dataclasses.replace(room, cgroups=cgroups) if cgroups else room
+            return replaced(room, cgroups=cgroups) if cgroups else room
         cache = os.path.join(self._store, "cache")
         program = filter_for(cache, spec.seccomp, spec.capabilities, pretend_owners=self._id_map.single)
         name = ("adapted" if spec.seccomp == "default" else "custom") if program else "unconfined"
-        return dataclasses.replace(room, filter=name, program=program.hex(), cgroups=cgroups)
+        return replaced(room, filter=name, program=program.hex(), cgroups=cgroups)
 
     def _group(self, spec: ContainerSpec, launcher: Launcher) -> Group | None:
         """The cgroups that the container's limits need.
@@ -283,7 +290,7 @@ class NativeRuntime:
 
 
 def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = (), device_nodes: int = -1) -> Room:
-    return dataclasses.replace(
+    return replaced(
         _empty_room(spec),
         operations=operations(spec, stage, outside_mounts=outside_mounts, device_nodes=device_nodes),
         scratch=stage.locate(spec.scratch) if spec.scratch else "",

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux import identity, processes
 from nbcontainer.errors import Conflict, UnsupportedHost
-from nbcontainer.runtime.launcher import Connection, Launcher
+from nbcontainer.runtime.connection import Connection
+from nbcontainer.runtime.launcher import Launcher
 from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, Task, receive, send
 
 if TYPE_CHECKING:

@@ -23,22 +23,20 @@ from nbcontainer._linux import idmaps, mounts
 from nbcontainer._linux.cgroups import machine_hierarchies
 from nbcontainer.errors import InvalidOption, NbcontainerError, UnsupportedHost
 from nbcontainer.runtime import cgroups
+from nbcontainer.runtime.connection import Connection
 from nbcontainer.runtime.freezer import freezer_prefix
+from nbcontainer.runtime.offers import Offers
 from nbcontainer.runtime.protocol import (
     MOST_FDS,
-    Accepted,
     Configure,
     Done,
-    Exited,
     Expect,
     Failed,
     Mapped,
-    Message,
     ProtocolError,
     Ready,
     Run,
-    Signal,
-    Started,
+    Taken,
     Task,
     Unshared,
     Visit,
@@ -54,10 +52,8 @@ if TYPE_CHECKING:
     from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.model import IdMap, NetworkMode
     from nbcontainer.runtime.groups import Group
-    from nbcontainer.runtime.resources import Held
 
 __all__ = [
-    "Connection",
     "Launcher",
     "LauncherSettings",
     "child_environment",
@@ -104,71 +100,6 @@ class LauncherSettings:
         )
 
 
-class Connection:
-    """The control socket of one container or task; `resources` is what a container holds beside its processes."""
-
-    def __init__(self, channel: socket.socket, resources: Held | None = None) -> None:
-        self._channel = channel
-        self.resources = resources
-        self.pid: int | None = None
-        self.pidfd = -1
-        self.started = False
-
-    def fileno(self) -> int:
-        """For poll(2): readable when there is a message, or when the other side is gone."""
-        return self._channel.fileno()
-
-    def receive(self) -> Exited | Failed | Done | None:
-        """The next message that matters, or None when the other side is gone. Blocks; check `fileno` first."""
-        message = self.receive_any()
-        while isinstance(message, (Accepted, Started)):
-            message = self.receive_any()
-        return message if isinstance(message, (Exited, Failed, Done)) else None
-
-    def receive_any(self) -> Message | None:
-        """The next message of any kind, its effect on this object already applied."""
-        try:
-            received = receive(self._channel)
-        except (OSError, ProtocolError):
-            return None
-        if received is None:
-            return None
-        message, fds = received
-        if isinstance(message, Accepted) and len(fds) == 1 and self.pidfd < 0:
-            self.pid, self.pidfd = message.pid, fds.pop()
-        for fd in fds:
-            os.close(fd)
-        if isinstance(message, Started):
-            self.started = True
-        return message
-
-    def signal(self, number: int) -> None:
-        """Send a signal to the command's process group."""
-        self._thaw()
-        with contextlib.suppress(OSError):
-            send(self._channel, Signal(number))
-
-    def end(self) -> None:
-        """End every process of the container, at once."""
-        self._thaw()
-        with contextlib.suppress(OSError):
-            send(self._channel, Signal(9, everything=True))
-
-    def _thaw(self) -> None:
-        if self.resources is not None and self.pid is not None:
-            self.resources.thaw(self.pid)
-
-    def close(self) -> None:
-        """Let go; a container that still runs ends."""
-        self._channel.close()
-        if self.resources is not None:
-            self.resources.release(self.pid, self.pidfd)
-            self.resources = None
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
-
-
 class Launcher:
     """A running launcher process. Requests may be sent from any thread."""
 
@@ -183,6 +114,7 @@ class Launcher:
         self._host_lowers: tuple[str, ...] = ()
         self._host_problem = ""
         self._deaths = 0
+        self._offers = Offers()
 
     @property
     def pid(self) -> int | None:
@@ -205,6 +137,11 @@ class Launcher:
         """Why the machine's own root could not be cloned, or ""."""
         return self._host_problem
 
+    @property
+    def waiting_descriptors(self) -> frozenset[int]:
+        """What rooms that wait for their command keep open in this process."""
+        return self._offers.descriptors
+
     def run(
         self,
         request: Run,
@@ -213,6 +150,10 @@ class Launcher:
         group: Group | None = None,
     ) -> Connection:
         """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's."""
+        if not further and group is None:
+            started = self._started_in_offer(request, stdio)
+            if started is not None:
+                return started
         return self._request(request, (*stdio, *further), Resources(group, self._hierarchies, self._freezer))
 
     def visit(self, request: Visit, fds: Sequence[int]) -> Connection:
@@ -229,8 +170,23 @@ class Launcher:
         """Say what will probably be asked for next. A launcher that is gone learns it with the request after that."""
         channel = self._channel
         if channel is not None:
+            with self._lock:
+                self._offers.expect(message.rooms)
             with contextlib.suppress(OSError):
                 send(channel, message)
+
+    def _started_in_offer(self, request: Run, stdio: tuple[int, int, int]) -> Connection | None:
+        """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked."""
+        channel = self._ensure()
+        resources = Resources(None, self._hierarchies, self._freezer)
+        with self._lock:
+            if channel is not self._channel:
+                return None
+            connection = self._offers.start(channel, request, stdio, resources)
+        if connection is not None:
+            with contextlib.suppress(OSError):
+                send(channel, Taken(request.room.id))
+        return connection
 
     def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         """Call ``module:function`` of this package inside the user namespace and wait for what it returns.
@@ -412,6 +368,7 @@ class Launcher:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        self._offers.close()
         if self._process is not None:
             try:
                 self._process.wait(5)

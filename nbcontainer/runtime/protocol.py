@@ -2,7 +2,8 @@
 
 One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run`, `Visit`, `Expect`
 and `Task`). A container's *room* is everything about it that is known before its command: the launcher has the process
-that will become the command `Furnish` it, ahead of the request or with it, and then `Execute`.
+that will become the command `Furnish` it, ahead of the request or with it, and then `Execute`. A room built ahead is an
+`Offer`: then the engine says `Execute` itself, and tells the launcher (`Taken`).
 Every container and every task has a control socket of its own, sent along with its request, so answers need no
 dispatcher: `Accepted`, `Started`, `Exited`, `Failed`, `Done` come back there, `Signal` goes there, and either side's
 death is an end of file.
@@ -17,8 +18,12 @@ import array
 import json
 import os
 import socket
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, get_args
+
+from nbcontainer._linux.values import fields_of, value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 __all__ = [
     "MOST_FDS",
@@ -32,12 +37,14 @@ __all__ = [
     "Furnish",
     "Mapped",
     "Message",
+    "Offer",
     "ProtocolError",
     "Ready",
     "Room",
     "Run",
     "Signal",
     "Started",
+    "Taken",
     "Task",
     "Unshared",
     "Visit",
@@ -57,7 +64,7 @@ class ProtocolError(Exception):
     """The other side sent something that is not a message."""
 
 
-@dataclass(frozen=True)
+@value
 class Configure:
     """Engine to launcher, first: how containers are made here.
 
@@ -73,31 +80,31 @@ class Configure:
     pool_idle: int
     filters: dict[str, str]
     capabilities: list[int]
+    modules: list[str]
     cgroup: str = ""
     pids_limit: int = 0
     freezer: str = ""
-    modules: list[str] = field(default_factory=list)
     pool_network: str = "none"
 
 
-@dataclass(frozen=True)
+@value
 class Unshared:
     """Launcher to engine: my user namespace exists; write its id maps."""
 
     pid: int
 
 
-@dataclass(frozen=True)
+@value
 class Mapped:
     """Engine to launcher: the maps are written; fds: host root clones and the store clone, when root."""
 
 
-@dataclass(frozen=True)
+@value
 class Ready:
     """Launcher to engine: requests may come."""
 
 
-@dataclass(frozen=True)
+@value
 class Room:
     """What a command finds around it (not a message, but part of some).
 
@@ -122,12 +129,12 @@ class Room:
     script: bool
     scratch: str
     generation: str
+    rlimits: dict[str, list[int]]
     program: str = ""
-    rlimits: dict[str, list[int]] = field(default_factory=dict)
     cgroups: int = 0
 
 
-@dataclass(frozen=True)
+@value
 class Run:
     """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then those of its room."""
 
@@ -137,7 +144,7 @@ class Run:
     script: str
 
 
-@dataclass(frozen=True)
+@value
 class Expect:
     """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders."""
 
@@ -145,7 +152,26 @@ class Expect:
     released: list[str]
 
 
-@dataclass(frozen=True)
+@value
+class Offer:
+    """Launcher to engine, unasked, on their own connection: the room of this id waits, and `pid` is its PID 1.
+
+    fds: a claim, its pidfd, the sockets of PID 1 and of the command's process. Whoever reads the claim, an eventfd of 1
+    that the launcher has as well, has the room: the engine to start a command in it, the launcher to let it go.
+    """
+
+    id: str
+    pid: int
+
+
+@value
+class Taken:
+    """Engine to launcher: a room that was offered has its command now."""
+
+    id: str
+
+
+@value
 class Furnish:
     """Launcher to the command's process: build this room. fds: mounts made outside, then entrances of cgroups.
 
@@ -156,7 +182,7 @@ class Furnish:
     ahead: bool
 
 
-@dataclass(frozen=True)
+@value
 class Execute:
     """Launcher to the command's process: become this, in the room you have. fds: control, stdin, stdout, stderr."""
 
@@ -165,7 +191,7 @@ class Execute:
     script: str
 
 
-@dataclass(frozen=True)
+@value
 class Task:
     """Engine to launcher: call ``module:function`` inside the user namespace. fds: control, then its own."""
 
@@ -173,7 +199,7 @@ class Task:
     arguments: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@value
 class Visit:
     """Engine to launcher: have this command join a container that runs already.
 
@@ -191,26 +217,26 @@ class Visit:
     detached: bool
 
 
-@dataclass(frozen=True)
+@value
 class Accepted:
     """Launcher to engine: the container has a process; fd: its pidfd. `pid` is as the engine sees it."""
 
     pid: int
 
 
-@dataclass(frozen=True)
+@value
 class Started:
     """Container to engine: the root is in place and the command is being executed."""
 
 
-@dataclass(frozen=True)
+@value
 class Exited:
     """Container to engine: the command ended with this wait status."""
 
     status: int
 
 
-@dataclass(frozen=True)
+@value
 class Failed:
     """Container or task to engine: it could not be done. `error` names a class of `nbcontainer.errors`."""
 
@@ -219,14 +245,14 @@ class Failed:
     exit_code: int = 125
 
 
-@dataclass(frozen=True)
+@value
 class Done:
     """Task to engine: the function returned this."""
 
     result: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@value
 class Signal:
     """Engine to container: send this signal to the command's process group, or with `everything` end all at once."""
 
@@ -241,6 +267,8 @@ Message = (
     | Ready
     | Run
     | Expect
+    | Offer
+    | Taken
     | Furnish
     | Execute
     | Task
@@ -255,13 +283,11 @@ Message = (
 
 
 class _Registry:
-    kinds: ClassVar[dict[str, type[Any]]] = {kind.__name__: kind for kind in get_args(Message)}
+    kinds: ClassVar[dict[str, type[Any]]] = {kind.__name__: kind for kind in Message.__args__}
     names: ClassVar[dict[type[Any], tuple[str, ...]]] = {
-        kind: tuple(each.name for each in fields(kind)) for kind in (*kinds.values(), Room)
+        kind: tuple(fields_of(kind)) for kind in (*kinds.values(), Room)
     }
-    types: ClassVar[dict[type[Any], dict[str, str]]] = {
-        kind: {each.name: str(each.type) for each in fields(kind)} for kind in names
-    }
+    types: ClassVar[dict[type[Any], dict[str, str]]] = {kind: fields_of(kind) for kind in names}
 
 
 def encode(message: Message) -> bytes:
@@ -316,30 +342,34 @@ def _fits(value: object, declared: str) -> bool:
     return declared == "Any"
 
 
-def send(channel: socket.socket, message: Message, fds: tuple[int, ...] = ()) -> None:
-    """Send one message and copies of `fds` in one datagram."""
+def send(channel: socket.socket, message: Message, fds: tuple[int, ...] = (), *, wait: bool = True) -> None:
+    """Send one message and copies of `fds` in one datagram; without `wait` raise `BlockingIOError` when it is full."""
     data = encode(message)
     if len(data) <= _INLINE:
-        _send(channel, data, fds)
+        _send(channel, data, fds, 0 if wait else socket.MSG_DONTWAIT)
         return
     file = os.memfd_create("nbcontainer-message", os.MFD_CLOEXEC)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]
-        _send(channel, _IN_FILE, (file, *fds))
+        _send(channel, _IN_FILE, (file, *fds), 0 if wait else socket.MSG_DONTWAIT)
     finally:
         os.close(file)
 
 
-def _send(channel: socket.socket, data: bytes, fds: tuple[int, ...]) -> None:
+def _send(channel: socket.socket, data: bytes, fds: tuple[int, ...], flags: int) -> None:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    channel.sendmsg([data], ancillary, socket.MSG_NOSIGNAL)
+    channel.sendmsg([data], ancillary, socket.MSG_NOSIGNAL | flags)
 
 
-def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
-    """The next message and its descriptors (close-on-exec, the caller's to close), or None at end of file."""
-    limits = (_INLINE + 16, socket.CMSG_SPACE(MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC)
+def receive(channel: socket.socket, *, wait: bool = True) -> tuple[Message, list[int]] | None:
+    """The next message and its descriptors (close-on-exec, the caller's to close), or None at end of file.
+
+    Without `wait` raise `BlockingIOError` when there is none.
+    """
+    patience = 0 if wait else socket.MSG_DONTWAIT
+    limits = (_INLINE + 16, socket.CMSG_SPACE(MOST_FDS * 4), socket.MSG_CMSG_CLOEXEC | patience)
     try:
         data, ancillary, flags, _ = channel.recvmsg(*limits)
     except ConnectionResetError:  # it ended without reading all we sent; said once, before its own last words

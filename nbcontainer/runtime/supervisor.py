@@ -20,7 +20,7 @@ from nbcontainer.runtime.protocol import Accepted, Exited, Failed
 
 if TYPE_CHECKING:
     from nbcontainer.model import ExitReason
-    from nbcontainer.runtime.launcher import Connection
+    from nbcontainer.runtime.connection import Connection
 
 __all__ = ["Outcome", "Sink", "supervise"]
 

@@ -14,13 +14,14 @@ import sys
 import threading
 import time
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nbcontainer._linux.values import replaced
 from nbcontainer.errors import Conflict
+from nbcontainer.runtime.connection import Connection
 from nbcontainer.runtime.groups import entrances_to
 from nbcontainer.runtime.joining import refusal
-from nbcontainer.runtime.launcher import Connection, child_environment
+from nbcontainer.runtime.launcher import child_environment
 from nbcontainer.runtime.protocol import send
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Visitors:
         """
         pid, pidfd = process
         entrances = entrances_to(pid, known)
-        request = replace(request, places="\0".join(sorted(entrances)))
+        request = replaced(request, places="\0".join(sorted(entrances)))
         try:
             fds = (*stdio, pidfd, *entrances.values())
             if launcher is not None:

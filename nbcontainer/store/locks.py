@@ -113,8 +113,14 @@ class FileLock:
         if self.held:
             raise Conflict(f"{self.path} is already locked by this very lock; release it first")
         with storage_faults("lock the store", self.path):
-            os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
-            self._fd = open_locked(self.path, shared=self._shared, timeout=self._timeout, waiting=self._waiting)
+            try:
+                self._fd = self._open()
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self.path), mode=0o700, exist_ok=True)
+                self._fd = self._open()
+
+    def _open(self) -> int:
+        return open_locked(self.path, shared=self._shared, timeout=self._timeout, waiting=self._waiting)
 
     def release(self) -> None:
         """Let go; safe twice."""

@@ -86,6 +86,7 @@ class RefStore:
 
     def __init__(self, root: str) -> None:
         self._refs = os.path.join(os.path.abspath(root), "refs")
+        self._known: dict[str, tuple[tuple[int, int, int], ImageRecord]] = {}
 
     def put(self, record: ImageRecord) -> None:
         """Make the name mean `record`, durably, replacing what it meant before."""
@@ -169,18 +170,26 @@ class RefStore:
         return os.path.join(self._refs, host, *reference.repository.split("/"), leaf[0], leaf[1] + _SUFFIX)
 
     def _load(self, path: str) -> ImageRecord | None:
+        """A record, parsed again only when its file is another one (each change is a rename of a new file)."""
         with storage_faults("read an image record", path):
             try:
+                found = os.stat(path)
+                file_is = (found.st_dev, found.st_ino, found.st_mtime_ns)
+                known = self._known.get(path)
+                if known is not None and known[0] == file_is:
+                    return known[1]
                 with open(path, "rb") as file:
                     data = file.read()
             except FileNotFoundError:
                 return None
         try:
-            return ImageRecord.from_json(data)
+            record = ImageRecord.from_json(data)
         except ValueError as problem:
             raise StorageError(
                 f"image record {path} is damaged ({problem}); delete that file and pull the image again"
             ) from problem
+        self._known[path] = (file_is, record)
+        return record
 
     def _files(self) -> Iterator[str]:
         for directory, _, names in os.walk(self._refs):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux.trees import descendants, end_tree
-from nbcontainer.runtime.child import views
+from nbcontainer.runtime.child import stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,4 +83,4 @@ def _left(session: int) -> list[int]:
 
 def test_this_root_is_no_container_s() -> None:
     """Where /proc knows us, we are not in a container that we have joined from outside."""
-    assert not views.is_a_container_root()
+    assert not stage.is_a_container_root()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from nbcontainer._linux.values import fields_of
 from nbcontainer.runtime import protocol
 from tests.layers.layer_tars import END, header, padded, pax
 
@@ -170,11 +170,7 @@ def make_document(choices: Choices) -> tuple[bytes, str]:
     return (data[: choices.number(len(data) + 1)] if choices.rarely() else data), media_type
 
 
-_MESSAGES = tuple(
-    kind
-    for name in protocol.__all__
-    if isinstance(kind := getattr(protocol, name), type) and hasattr(kind, "__dataclass_fields__")
-)
+_MESSAGES: tuple[type[Any], ...] = (*protocol.Message.__args__, protocol.Room)
 
 
 def make_message(choices: Choices) -> bytes:
@@ -184,9 +180,9 @@ def make_message(choices: Choices) -> bytes:
         "str": "text", "int": 3, "bool": True, "float": 1.5, "list[str]": ["a"], "list[int]": [1], "dict[str, str]": {"a": "b"},
         "dict[str, Any]": {"a": [1]}, "list[dict[str, Any]]": [{"op": "x"}], "dict[str, list[int]]": {"7": [1, 2]},
     }  # fmt: skip
-    room = {each.name: usual.get(str(each.type)) for each in fields(protocol.Room)}
+    room = {name: usual.get(declared) for name, declared in fields_of(protocol.Room).items()}
     usual |= {"Room": room, "list[Room]": [room]}
-    body = {each.name: usual.get(str(each.type)) for each in fields(kind)}
+    body = {name: usual.get(declared) for name, declared in fields_of(kind).items()}
     while choices.more():
         body[choices.pick((*body, "more", "__class__"))] = _value(choices)
     if choices.rarely() and body:

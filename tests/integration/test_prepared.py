@@ -176,16 +176,16 @@ def test_long_idle(tier: Tier) -> None:
     with tier.spawn(pool_idle=0.5) as driver:
         driver.run(script="true")
         wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool")
-        wait_until(lambda: len(driver.processes()) == 2, what="launcher and janitor alone")
+        wait_until(lambda: len(driver.processes()) == 3, what="launcher, clerk and janitor alone")
         time.sleep(0.2)
-        assert len(driver.processes()) == 2
+        assert len(driver.processes()) == 3
         assert driver.run(script="echo on").stdout == "on\n"
         wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool again")
 
 
 def test_no_pool(tier: Tier) -> None:
     """With a pool of none, or of one, every container is built when it is asked for."""
-    for size, processes in ((0, 2), (1, 4)):
+    for size, processes in ((0, 3), (1, 5)):
         with tier.spawn(pool_size=size) as driver:
             for _ in range(3):
                 assert driver.run(script="echo on").stdout == "on\n"

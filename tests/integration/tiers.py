@@ -390,5 +390,5 @@ class Tier:
         return {**self.driver.look(), "containers": set(self.containers())}
 
 
-AT_REST = 8
-"""Launcher, janitor, and three containers in waiting: PID 1 and the process that will be the command."""
+AT_REST = 9
+"""Launcher, clerk, janitor, and three containers in waiting: PID 1 and the process that will be the command."""

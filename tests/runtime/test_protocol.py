@@ -7,13 +7,13 @@ import contextlib
 import json
 import os
 import socket
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nbcontainer._linux.values import fields_of
 from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 ROOM = Room(
     id="1", operations=[{"op": "x", "n": 1, "l": ["a"]}], working_directory="/", user="", hostname="h", network="none",
     filter="default", no_new_privileges=True, capabilities=[1], read_only_root=False, script=True, scratch="",
-    generation="2-3",
+    generation="2-3", rlimits={},
 )  # fmt: skip
 RUN = Run(room=ROOM, argv=["sh", "a\udcff"], environment=["A=b"], script="\udcff")
 MESSAGES: list[Any] = [
     Configure(store="/s", single_id=True, privileged=False, pool_size=2, pool_idle=300_000, filters={"a": "00"},
-              capabilities=[1, 2]),
+              capabilities=[1, 2], modules=[]),
     Unshared(1), Mapped(), Ready(), RUN, Expect([ROOM, ROOM], ["/a"]), Expect([], []), Furnish(ROOM, ahead=True),
     Execute(["a"], ["B=c"], ""), Task("a:b", {"c": [1, None, "é"]}), Accepted(7), Started(), Exited(256),
     Failed("X", "why"), Failed("X", "why", 127), Done({"n": 1}), Signal(2), Signal(9, everything=True),
@@ -77,15 +77,15 @@ def test_wrong_fields(message: Any) -> None:
     """A field missing, too many, or of another kind makes no message."""
     name, body = json.loads(encode(message))
     wrong: list[dict[str, Any]] = [{**body, "more": 1}]
-    for each in fields(message):
-        others: list[Any] = [None, 1.5, [[]], 3 if each.type == "dict[str, Any]" else {"a": 1}]
-        wrong += [{**body, each.name: value} for value in others]
-        if each.type == "int":
-            wrong += [{**body, each.name: True}, {**body, each.name: "1"}]
-        if each.type in {"list[int]", "list[str]"}:
-            wrong += [{**body, each.name: [None]}, {**body, each.name: "text"}]
-        if each.type == "list[dict[str, Any]]":
-            wrong += [{**body, each.name: ["x"]}]
+    for field, declared in fields_of(type(message)).items():
+        others: list[Any] = [None, 1.5, [[]], 3 if declared == "dict[str, Any]" else {"a": 1}]
+        wrong += [{**body, field: value} for value in others]
+        if declared == "int":
+            wrong += [{**body, field: True}, {**body, field: "1"}]
+        if declared in {"list[int]", "list[str]"}:
+            wrong += [{**body, field: [None]}, {**body, field: "text"}]
+        if declared == "list[dict[str, Any]]":
+            wrong += [{**body, field: ["x"]}]
     for changed in wrong:
         with pytest.raises(ProtocolError):
             decode(json.dumps([name, changed]).encode())
@@ -136,7 +136,7 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from(sorted({type(message).__name__ for message in MESSAGES}))
 BODY = st.dictionaries(
-    st.sampled_from(sorted({each.name for message in MESSAGES for each in fields(message)})), JSON, max_size=6
+    st.sampled_from(sorted({name for message in MESSAGES for name in fields_of(type(message))})), JSON, max_size=6
 )
 
 
@@ -155,9 +155,9 @@ def test_any_body(name: str, body: dict[str, Any]) -> None:
     except ProtocolError:
         return
     assert type(message).__name__ == name
-    for each in fields(message):
-        if each.type in {"int", "str", "bool"}:
-            assert type(getattr(message, each.name)).__name__ == each.type
+    for field, declared in fields_of(type(message)).items():
+        if declared in {"int", "str", "bool"}:
+            assert type(getattr(message, field)).__name__ == declared
 
 
 @pytest.mark.parametrize("size", [60_000, 65_000, 70_000, 5_000_000])

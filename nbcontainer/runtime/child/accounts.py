@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from nbcontainer._linux.values import value
+
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -26,7 +27,7 @@ class AccountError(Exception):
     """The user or group asked for does not exist in the image, or cannot be one."""
 
 
-@dataclass(frozen=True)
+@value
 class Account:
     """Who the command runs as; `groups` is None where setgroups must not be called."""
 

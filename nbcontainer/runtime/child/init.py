@@ -15,16 +15,16 @@ import select
 import signal
 import socket
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
 
 from nbcontainer._linux import processes, syscalls
+from nbcontainer._linux.values import value
 from nbcontainer.runtime.child import limits, setup, stage
 from nbcontainer.runtime.protocol import (
     Execute,
     Exited,
     Failed,
     Furnish,
+    Offer,
     ProtocolError,
     Signal,
     Started,
@@ -33,8 +33,10 @@ from nbcontainer.runtime.protocol import (
     send,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import NoReturn
 
     from nbcontainer.runtime.protocol import Room, Run
 
@@ -42,9 +44,11 @@ __all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report"
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
+_HEARD = 0.02
+"""Seconds for which the first process waits for its report to be heard, at most."""
 
 
-@dataclass(frozen=True)
+@value
 class Settings:
     """What every container of this launcher has in common."""
 
@@ -66,12 +70,32 @@ class Prepared:
         self._to_command = to_command
         self.room: Room | None = None
         self.furnished_at = 0.0
+        self._claim = -1
 
     def furnish(self, room: Room, fds: list[int], *, ahead: bool = False) -> None:
         """Have the room built; whether that went well is told to whoever asks for the command."""
         send(self._to_command, Furnish(room, ahead), tuple(fds))
         self.room = room
         self.furnished_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def offer(self, channel: socket.socket) -> None:
+        """Offer the furnished room to the engine, if its socket takes it (see `Offer`)."""
+        assert self.room is not None
+        self._claim = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        fds = (self._claim, self.pidfd, self._to_init.fileno(), self._to_command.fileno())
+        with contextlib.suppress(OSError):  # it has not looked for long; then the room is ours alone
+            send(channel, Offer(self.room.id, self.pid), fds, wait=False)
+
+    def claim(self) -> bool:
+        """Whether the room is ours, from now on for good: false once the engine has taken it."""
+        if self._claim >= 0:
+            try:
+                os.eventfd_read(self._claim)
+            except BlockingIOError:
+                return False
+            os.close(self._claim)
+            self._claim = -1
+        return True
 
     def start(self, request: Run, fds: list[int]) -> None:
         """Hand the request over: the control socket to PID 1, everything to the command's process."""
@@ -86,7 +110,10 @@ class Prepared:
 
     def close(self) -> None:
         """Let go; PID 1 of one that was never started ends."""
-        os.close(self.pidfd)
+        for fd in (self.pidfd, self._claim):
+            if fd >= 0:
+                os.close(fd)
+        self.pidfd = self._claim = -1
         self._to_init.close()
         self._to_command.close()
 
@@ -182,8 +209,7 @@ def _watch(command: int, requests: socket.socket, wake: int) -> None:
                 status = _reap(command)
                 if status is not None:
                     if control is not None:
-                        with contextlib.suppress(OSError):
-                            send(control, Exited(status))
+                        _tell_the_end(control, status)
                     return
             elif fd == requests.fileno():
                 poll.unregister(requests)
@@ -194,6 +220,20 @@ def _watch(command: int, requests: socket.socket, wake: int) -> None:
                 poll.register(control, select.POLLIN)
             elif control is not None and not _obey(control, command):
                 return
+
+
+def _tell_the_end(control: socket.socket, status: int) -> None:
+    """Report how the command ended; where nothing else is left to end, wait a moment until that has been heard.
+
+    To end takes the kernel a millisecond, for which whoever the report has woken might have to wait.
+    """
+    with contextlib.suppress(OSError):
+        send(control, Exited(status))
+        try:
+            os.waitid(os.P_ALL, 0, os.WNOHANG | os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            control.settimeout(_HEARD)
+            control.recv(1)
 
 
 def _reap(command: int) -> int | None:

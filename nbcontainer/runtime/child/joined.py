@@ -19,7 +19,8 @@ if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(here))))
 
 from nbcontainer._linux import processes, syscalls
-from nbcontainer.runtime.child import tasks, views
+from nbcontainer.runtime.child import stage, tasks
+from nbcontainer.runtime.child.modules import load
 from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, Task, receive, send
 
 __all__ = ["main"]
@@ -27,7 +28,7 @@ __all__ = ["main"]
 
 def main(channel: socket.socket, pidfd: int, modules: list[str]) -> NoReturn:
     """Join, say so, perform one task, end."""
-    tasks.load(modules)
+    load(modules)
     processes.hide_from_tracers()
     try:
         syscalls.setns(pidfd, processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
@@ -36,7 +37,7 @@ def main(channel: socket.socket, pidfd: int, modules: list[str]) -> NoReturn:
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
         os.chdir("/")
-        if not views.is_a_container_root():
+        if not stage.is_a_container_root():
             raise OSError("it is just starting")
     except OSError as problem:
         send(channel, Failed("Conflict", str(problem)))

@@ -5,9 +5,9 @@ Its life: enter a new user and mount namespace, wait until the engine has writte
 a few containers-to-be ready, furnished ones among them, and answer `Run` and `Task` requests until the engine's
 socket closes, by whatever death. Then it ends everything it started.
 
-Processes below it: the *janitor* (removes the writable layers of ended containers), *tasks* (a function of this
-package run inside the namespace), *visits* (a command that joins a container), and for each container an *init*
-(PID 1) with the *command*.
+Processes below it: the *clerk* with *tasks* (a function of this package run inside the namespace) and the *janitor*
+(removes the writable layers of ended containers), *visits* (a command that joins a container), and for each container
+an *init* (PID 1) with the *command*.
 """
 
 from __future__ import annotations
@@ -17,15 +17,12 @@ import errno
 import gc
 import os
 import select
-import shutil
 import signal
 import socket
-import sys
 import time
-from typing import NoReturn
 
 from nbcontainer._linux import mounts, processes, syscalls
-from nbcontainer.runtime.child import init, interpreter, limits, stage, tasks, visits
+from nbcontainer.runtime.child import clerk, init, interpreter, limits, modules, stage, visits
 from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
@@ -36,12 +33,17 @@ from nbcontainer.runtime.protocol import (
     Ready,
     Room,
     Run,
+    Taken,
     Task,
     Unshared,
     Visit,
     receive,
     send,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -66,17 +68,20 @@ def main(fd: int, memory: int = -1) -> NoReturn:
         if memory < 0:
             configuration = _first(channel)
             exposed = interpreter.could_be_changed(configuration)
-            if not exposed:
-                tasks.load(configuration.modules)
-            fds = _enter_user_namespace(channel, configuration)
             if exposed:
+                modules.load()
+                _enter_user_namespace(channel, configuration)
                 interpreter.start_again(configuration, fd)
+            helper = clerk.start(configuration.modules)
+            modules.load()
+            fds = _enter_user_namespace(channel, configuration)
         else:
             configuration, fds = interpreter.remembered(memory), []
+            helper = clerk.start(configuration.modules)
+            modules.load()
             interpreter.go_below()
-            tasks.load(configuration.modules)
         _build_stage(configuration, fds)
-        launcher = Launcher(channel, configuration)
+        launcher = Launcher(channel, configuration, helper)
     except (OSError, ProtocolError) as problem:
         with contextlib.suppress(OSError):
             send(channel, Failed("UnsupportedHost", f"the launcher could not set itself up: {problem}"))
@@ -162,9 +167,10 @@ def _attach(tree: int, target: str) -> None:
 class Launcher:
     """The serving loop and what it keeps: containers-to-be, running containers, the janitor."""
 
-    def __init__(self, channel: socket.socket, configuration: Configure) -> None:
+    def __init__(self, channel: socket.socket, configuration: Configure, helper: clerk.Clerk) -> None:
         self._channel = channel
         self._configuration = configuration
+        self._clerk = helper
         self._pool_idle = configuration.pool_idle / 1000
         self._filters = {name: bytes.fromhex(text) for name, text in configuration.filters.items()}
         self._ready: list[init.Prepared] = []
@@ -174,6 +180,7 @@ class Launcher:
         self._last_request = _now()
         self._broken = False
         self._died_waiting = 0
+        self._lame = False
         self._running: dict[int, str] = {}
         self._cgroups: dict[int, str] = {}
         self._emptied: list[str] = []
@@ -192,7 +199,6 @@ class Launcher:
         gc.collect()
         gc.freeze()
         gc.disable()
-        self._janitor = self._start_janitor()
 
     def serve(self) -> None:
         """Answer requests until the engine is gone, then end everything."""
@@ -221,12 +227,18 @@ class Launcher:
                 finally:
                     for each in fds:
                         os.close(each)
+            if self._lame and not self._running:  # the engine will start another one
+                self._end()
+                return
             if not self._ready and not self._asleep():
                 self._refill()
 
     def _answer(self, message: object, fds: list[int]) -> None:
         if isinstance(message, Expect):
             self._expect(message)
+        elif isinstance(message, Taken):
+            for prepared in [each for each in self._furnished if each.room is not None and each.room.id == message.id]:
+                self._taken(prepared)
         if not fds:
             return
         self._last_request = _now()
@@ -235,7 +247,7 @@ class Launcher:
             if isinstance(message, Run):
                 self._run(message, control, fds)
             elif isinstance(message, Task):
-                self._task(message, control, fds)
+                self._clerk.hand(message, fds)
             elif isinstance(message, Visit):
                 self._porters.admit(message, fds)
         except OSError as problem:
@@ -257,11 +269,11 @@ class Launcher:
         self._left.discard(room.scratch)
         self._running[prepared.pid] = room.scratch
         try:
-            with contextlib.suppress(OSError):  # the engine may be gone already; its silence ends the container
-                send(control, Accepted(prepared.pid), (prepared.pidfd,))
             if not furnished:
                 prepared.furnish(room, fds[4:])
             prepared.start(request, fds[:4])
+            with contextlib.suppress(OSError):  # the engine may be gone already; its silence ends the container
+                send(control, Accepted(prepared.pid), (prepared.pidfd,))
         except OSError as problem:  # it died while it waited
             with contextlib.suppress(OSError):
                 send(control, Failed("ContainerStartError", f"a prepared container had died: {problem}"))
@@ -337,7 +349,7 @@ class Launcher:
         )
         for folder in message.released:
             self._left.discard(folder)
-            self._discard(folder)
+            self._clerk.discard(folder)
 
     def _unfurnished(self) -> list[Room]:
         rooms = [each.room for each in self._furnished]
@@ -352,6 +364,7 @@ class Launcher:
             return
         self._left.add(room.scratch)
         self._furnished.append(prepared)
+        prepared.offer(self._channel)
         if len(self._furnished) >= self._configuration.pool_size:
             self._let_go(self._furnished[0])
 
@@ -359,14 +372,27 @@ class Launcher:
         """The waiting container that is exactly this room, if there is one, it lives, and it is fresh."""
         for prepared in [each for each in self._furnished if each.room is not None and each.room.id == room.id]:
             fresh = _now() - prepared.furnished_at < _STALE
-            if prepared.room == room and fresh and prepared.is_alive():
+            if prepared.room == room and fresh and prepared.is_alive() and prepared.claim():
                 self._furnished.remove(prepared)
                 return prepared
             self._let_go(prepared)
         return None
 
+    def _taken(self, prepared: init.Prepared) -> None:
+        """The engine has started a command in a room that we had offered."""
+        assert prepared.room is not None
+        self._last_request = _now()
+        self._furnished.remove(prepared)
+        self._expected = [each for each in self._expected if each.id != prepared.room.id]
+        self._left.discard(prepared.room.scratch)
+        self._running[prepared.pid] = prepared.room.scratch
+        prepared.close()
+
     def _let_go(self, prepared: init.Prepared) -> None:
         """End a container that waits; `_reap` collects it, and its folder stays for a request that still names it."""
+        if not prepared.claim():
+            self._taken(prepared)
+            return
         for waiting in (self._ready, self._furnished):
             if prepared in waiting:
                 waiting.remove(prepared)
@@ -387,14 +413,17 @@ class Launcher:
             self._forget(pid)
 
     def _forget(self, pid: int) -> None:
+        self._lame = self._lame or pid == self._clerk.pid
         self._porters.forget(pid)
+        for prepared in [each for each in self._furnished if each.pid == pid and not each.claim()]:
+            self._taken(prepared)
         cgroup = self._cgroups.pop(pid, "")
         if cgroup:
             self._emptied.append(cgroup)
         self._emptied = [each for each in self._emptied if not _removed(each)]
         scratch = self._running.pop(pid, "")
         if scratch:
-            self._discard(scratch)
+            self._clerk.discard(scratch)
         for prepared in [each for each in self._furnished if each.pid == pid]:  # it could not be built ahead
             self._furnished.remove(prepared)
             self._expected = [room for room in self._expected if room != prepared.room]
@@ -405,22 +434,22 @@ class Launcher:
             self._died_waiting += 1
             self._broken = self._died_waiting >= _MOST_DEATHS
 
-    def _discard(self, folder: str) -> None:
-        """Have a container's folder removed, whoever owns what is in it."""
-        with contextlib.suppress(OSError):
-            self._janitor.send(os.fsencode(folder))
-
     # --- cgroups ----------------------------------------------------------------------------------------------------
 
     def _leave_own_cgroup(self) -> None:
-        """Move into a leaf of the subtree the engine gave us, so that siblings can have limits (cgroups(7), v2)."""
+        """Move, with the clerk, into a leaf of our subtree, so that siblings can have limits (cgroups(7), v2)."""
         root = self._configuration.cgroup
         if not root:
+            self._clerk.join("")
             return
         leaf = os.path.join(root, "launcher")
         try:
             os.mkdir(leaf, 0o755)
             processes.write_text(f"{leaf}/cgroup.procs", "0")
+        except OSError as problem:
+            raise OSError(f"cgroup {root} was given but cannot be used: {problem}") from problem
+        self._clerk.join(leaf)
+        try:
             if os.path.exists(f"{root}/cgroup.subtree_control"):
                 processes.write_text(f"{root}/cgroup.subtree_control", "+pids")
         except OSError as problem:
@@ -437,18 +466,6 @@ class Launcher:
 
     # --- tasks and visits ---------------------------------------------------------------------------------------------
 
-    def _task(self, request: Task, control: socket.socket, fds: list[int]) -> None:
-        pid = os.fork()
-        if pid:
-            return
-        status = 1
-        try:
-            processes.die_with_parent()
-            self._become_helper()
-            status = tasks.perform(request, control, fds[1:])
-        finally:
-            os._exit(status)
-
     def _become_helper(self) -> None:
         """In a child: be nobody's launcher any more."""
         signal.set_wakeup_fd(-1)
@@ -457,22 +474,8 @@ class Launcher:
         for prepared in (*self._ready, *self._furnished):
             prepared.close()
         self._porters.close()
+        self._clerk.close()
         self._channel.close()
-
-    def _start_janitor(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
-        if pid:
-            theirs.close()
-            return ours
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            ours.close()
-            self._channel.close()
-            _tidy(theirs)
-        finally:
-            os._exit(0)
 
     def _end(self) -> None:
         """The engine is gone: every container dies, their writable layers are removed, cgroups too."""
@@ -486,8 +489,8 @@ class Launcher:
                 os.waitpid(pid, 0)
             self._forget(pid)
         for folder in self._left:
-            self._discard(folder)
-        self._janitor.close()
+            self._clerk.discard(folder)
+        self._clerk.close()
         self._porters.close()
         with contextlib.suppress(ChildProcessError):
             while True:
@@ -510,11 +513,3 @@ def _now() -> float:
 
 def _note(number: int, frame: object) -> None:
     """A handler that does nothing: being one makes the wake-up descriptor readable."""
-
-
-def _tidy(requests: socket.socket) -> None:
-    """The janitor's life: remove the directories it is told of, until the launcher is gone."""
-    sys.setrecursionlimit(20_000)
-    while path := requests.recv(4096):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(os.fsdecode(path), ignore_errors=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from typing import TYPE_CHECKING
 
 from nbcontainer._linux import mounts, processes, syscalls
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

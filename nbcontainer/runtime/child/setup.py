@@ -11,17 +11,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux import mounts, processes, syscalls
+from nbcontainer._linux.values import value
 from nbcontainer.runtime.child import accounts, limits, stage
-from nbcontainer.runtime.rootfs import SCRIPT_PATH
+from nbcontainer.runtime.places import SCRIPT_PATH
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Any
 
     from nbcontainer.runtime.protocol import Execute, Room
 
@@ -131,7 +131,7 @@ def _make_upper(top: str, upper: str, work: str, *, fresh: bool) -> None:
     """
     for path in (upper, work):
         if fresh and os.path.lexists(path):
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_tree(path)
         try:
             os.mkdir(path, 0o755)
         except FileNotFoundError:
@@ -140,6 +140,23 @@ def _make_upper(top: str, upper: str, work: str, *, fresh: bool) -> None:
             if path == upper:
                 return
     os.chmod(upper, stat.S_IMODE(os.stat(top).st_mode))
+
+
+def _is_link(name: str, directory: int) -> bool:
+    return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+
+
+def _remove_tree(path: str) -> None:
+    """Remove a folder of the store, as far as that is possible; no link in it is followed (os.fwalk)."""
+    for _, folders, files, fd in os.fwalk(path, topdown=False):
+        for name in files:
+            with contextlib.suppress(OSError):
+                os.unlink(name, dir_fd=fd)
+        for name in folders:
+            with contextlib.suppress(OSError):  # a link to a folder is among the folders
+                os.unlink(name, dir_fd=fd) if _is_link(name, fd) else os.rmdir(name, dir_fd=fd)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)
 
 
 def _ensure_directory(root: int, path: str, resolve: int = _IN_ROOT) -> int:
@@ -357,7 +374,7 @@ def enter_root(root: int) -> None:
 # --- from here on the root is the container's; nothing is imported, decoded or looked up by libraries of the image
 
 
-@dataclass(frozen=True)
+@value
 class Built:
     """A room that has been entered, and what `execute` needs of it. `script` is the open place for a cell's text."""
 

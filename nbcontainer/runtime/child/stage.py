@@ -11,10 +11,10 @@ import contextlib
 import os
 import stat
 
-from nbcontainer._linux import mounts, processes
-from nbcontainer.runtime.rootfs import MASKED_IN_PROC, MASKED_IN_SYS, READ_ONLY_IN_PROC
+from nbcontainer._linux import mounts, processes, syscalls
+from nbcontainer.runtime.places import MASKED_IN_PROC, MASKED_IN_SYS, READ_ONLY_IN_PROC
 
-__all__ = ["DIRECTORIES", "build_trees", "mask"]
+__all__ = ["DIRECTORIES", "build_trees", "is_a_container_root", "mask"]
 
 DIRECTORIES = ("root", "proc", "sys", "dev", "gen", "empty", "store", "host")
 
@@ -27,6 +27,7 @@ _LINKS = {
     "stderr": "/proc/self/fd/2",
     "core": "/proc/kcore",
 }
+_PROC = 0x9FA0  # PROC_SUPER_MAGIC of statfs(2)
 _SAFE = mounts.MS_NOSUID | mounts.MS_NOEXEC | mounts.MS_NODEV
 _NULL_DEVICE = os.makedev(1, 3)
 
@@ -144,3 +145,24 @@ def _dev(*, tty_group: bool) -> None:
     mounts.mount("devpts", "dev/pts", "devpts", nosuid_noexec, f"newinstance,ptmxmode=0666,mode=0620{group}")
     mounts.mount("shm", "dev/shm", "tmpfs", _SAFE, "mode=1777,size=65536k")
     mounts.mount("mqueue", "dev/mqueue", "mqueue", _SAFE)
+
+
+def is_a_container_root() -> bool:
+    """Whether this process, which has joined a mount namespace and not the process ids, sees a container's files.
+
+    The namespace of a container that is just being built still shows the machine's: there /proc knows us. In a
+    container's it does not, because we are none of its processes (proc(5), "/proc/self").
+    """
+    try:
+        fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if syscalls.file_system_type(fd) != _PROC:
+            return False
+        os.readlink("self", dir_fd=fd)
+    except FileNotFoundError:
+        return True
+    finally:
+        os.close(fd)
+    return False

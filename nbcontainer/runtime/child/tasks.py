@@ -1,14 +1,11 @@
 """Functions of this package called where container root lives: the other end of `Runtime.call`.
 
-Everything they need is loaded before the namespaces are entered: afterwards the interpreter's own files may be out of
-reach, and what lies at their paths may be a container's.
+Everything they need has been loaded before (see `modules`).
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import importlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,20 +14,10 @@ from nbcontainer.runtime.protocol import Done, Failed, ProtocolError, Task, send
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterable
 
-__all__ = ["load", "perform"]
+__all__ = ["perform"]
 
 _PACKAGE = "nbcontainer."
-
-
-def load(modules: Iterable[str]) -> None:
-    """Import what will be used later, and take away the means to import more."""
-    for codec in ("ascii", "latin-1", "utf-8"):
-        codecs.lookup(codec)
-    for module in modules:
-        importlib.import_module(module)
-    sys.meta_path.clear()
 
 
 def perform(request: Task, control: socket.socket, fds: list[int]) -> int:

@@ -16,9 +16,8 @@ from nbcontainer.runtime.child import setup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["enter", "is_a_container_root", "lower_view"]
+__all__ = ["enter", "lower_view"]
 
-_PROC = 0x9FA0  # PROC_SUPER_MAGIC of statfs(2)
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -53,24 +52,3 @@ def lower_view(layers: Sequence[str]) -> int:
         return syscalls.openat2(root, ".", os.O_RDONLY | os.O_DIRECTORY)
     finally:
         os.close(root)
-
-
-def is_a_container_root() -> bool:
-    """Whether this process, which has joined a mount namespace and not the process ids, sees a container's files.
-
-    The namespace of a container that is just being built still shows the machine's: there /proc knows us. In a
-    container's it does not, because we are none of its processes (proc(5), "/proc/self").
-    """
-    try:
-        fd = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        if syscalls.file_system_type(fd) != _PROC:
-            return False
-        os.readlink("self", dir_fd=fd)
-    except FileNotFoundError:
-        return True
-    finally:
-        os.close(fd)
-    return False

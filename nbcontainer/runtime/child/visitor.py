@@ -16,15 +16,18 @@ import select
 import signal
 import socket
 import sys
-from typing import NoReturn
 
 if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(here))))
 
 from nbcontainer._linux import identity, mounts, processes, syscalls
-from nbcontainer.runtime.child import interpreter, tasks, visits
+from nbcontainer.runtime.child import interpreter, modules, visits
 from nbcontainer.runtime.protocol import Configure, Failed, ProtocolError, Ready, Visit, receive, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -48,7 +51,7 @@ def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
             configuration = received[0]
             exposed = interpreter.could_be_changed(configuration)
             if not exposed:  # from inside, root's own interpreter may be closed to us
-                tasks.load(())
+                modules.load()
             if not (exposed and _enter_above(pidfd)):
                 _enter(pidfd)
             if exposed:
@@ -56,7 +59,7 @@ def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
             closed = True
         else:
             configuration = interpreter.remembered(memory)
-            tasks.load(())
+            modules.load()
             closed = not _is_there(pidfd)
             if closed:
                 _enter(pidfd)

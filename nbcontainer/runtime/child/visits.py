@@ -23,12 +23,11 @@ import os
 import select
 import signal
 import socket
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer._linux.trees import end_tree
-from nbcontainer.runtime.child import init, setup, views
+from nbcontainer._linux.values import value
+from nbcontainer.runtime.child import init, setup, stage
 from nbcontainer.runtime.protocol import (
     Accepted,
     Execute,
@@ -42,8 +41,10 @@ from nbcontainer.runtime.protocol import (
     send,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import NoReturn
 
     from nbcontainer.runtime.protocol import Room
 
@@ -60,7 +61,7 @@ _IDLE = 10.0
 """Seconds without a visitor after which a porter leaves."""
 
 
-@dataclass(frozen=True)
+@value
 class Settings:
     """What every visit of this process has in common."""
 
@@ -548,7 +549,7 @@ def _enter(container: int, entrances: list[int], *, network: str) -> None:
     # a network that is the machine's own is ours already, and nobody here may join it
     syscalls.setns(container, _NAMESPACES | (0 if network == "host" else processes.CLONE_NEWNET))
     os.chdir("/")
-    if not views.is_a_container_root():
+    if not stage.is_a_container_root():
         raise OSError(errno.EAGAIN, "it is just starting, or has no /proc")
 
 

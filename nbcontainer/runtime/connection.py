@@ -1,0 +1,92 @@
+"""The engine's end of one container's, visit's or task's control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from nbcontainer.runtime.protocol import (
+    Accepted,
+    Done,
+    Exited,
+    Failed,
+    Message,
+    ProtocolError,
+    Signal,
+    Started,
+    receive,
+    send,
+)
+
+if TYPE_CHECKING:
+    import socket
+
+    from nbcontainer.runtime.resources import Held
+
+__all__ = ["Connection"]
+
+
+class Connection:
+    """The control socket of one container or task; `resources` is what a container holds beside its processes."""
+
+    def __init__(self, channel: socket.socket, resources: Held | None = None) -> None:
+        self._channel = channel
+        self.resources = resources
+        self.pid: int | None = None
+        self.pidfd = -1
+        self.started = False
+
+    def fileno(self) -> int:
+        """For poll(2): readable when there is a message, or when the other side is gone."""
+        return self._channel.fileno()
+
+    def receive(self) -> Exited | Failed | Done | None:
+        """The next message that matters, or None when the other side is gone. Blocks; check `fileno` first."""
+        message = self.receive_any()
+        while isinstance(message, (Accepted, Started)):
+            message = self.receive_any()
+        return message if isinstance(message, (Exited, Failed, Done)) else None
+
+    def receive_any(self) -> Message | None:
+        """The next message of any kind, its effect on this object already applied."""
+        try:
+            received = receive(self._channel)
+        except (OSError, ProtocolError):
+            return None
+        if received is None:
+            return None
+        message, fds = received
+        if isinstance(message, Accepted) and len(fds) == 1 and self.pidfd < 0:
+            self.pid, self.pidfd = message.pid, fds.pop()
+        for fd in fds:
+            os.close(fd)
+        if isinstance(message, Started):
+            self.started = True
+        return message
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the command's process group."""
+        self._thaw()
+        with contextlib.suppress(OSError):
+            send(self._channel, Signal(number))
+
+    def end(self) -> None:
+        """End every process of the container, at once."""
+        self._thaw()
+        with contextlib.suppress(OSError):
+            send(self._channel, Signal(9, everything=True))
+
+    def _thaw(self) -> None:
+        if self.resources is not None and self.pid is not None:
+            self.resources.thaw(self.pid)
+
+    def close(self) -> None:
+        """Let go; a container that still runs ends."""
+        self._channel.close()
+        if self.resources is not None:
+            self.resources.release(self.pid, self.pidfd)
+            self.resources = None
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1

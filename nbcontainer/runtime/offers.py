@@ -1,0 +1,169 @@
+"""Rooms that the launcher has built ahead and offered: a command is started in one without asking the launcher.
+
+That saves the way from the engine to the launcher and from there to the container: two of the five times that one
+process has to wake another between a request and the end of its command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbcontainer.runtime.connection import Connection
+from nbcontainer.runtime.protocol import Execute, Offer, ProtocolError, receive, send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbcontainer.runtime.protocol import Room, Run
+    from nbcontainer.runtime.resources import Held
+
+__all__ = ["Offers"]
+
+_FDS = 4
+_MOST = 8
+_STALE = 900.0
+"""Seconds after which an offer is not used any more: an hour later others would sweep its folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Offered:
+    """One offer: the descriptors that came with it, ours to close."""
+
+    pid: int
+    claim: int
+    pidfd: int
+    to_init: int
+    to_command: int
+    since: float
+
+    def claimed(self) -> bool:
+        """Whether the room is ours now: it lives, it is fresh, and the launcher has not let it go."""
+        end = select.poll()
+        end.register(self.pidfd, select.POLLIN)
+        if end.poll(0) or time.clock_gettime(time.CLOCK_BOOTTIME) - self.since > _STALE:
+            return False
+        try:
+            os.eventfd_read(self.claim)
+        except BlockingIOError:
+            return False
+        return True
+
+    def start(self, request: Run, stdio: tuple[int, int, int], resources: Held) -> Connection:
+        """Have the waiting process become the command; raise `OSError` when it is not there any more."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, _socket(self.to_init) as init, _socket(self.to_command) as command:
+                socket.send_fds(init, [b"."], [theirs.fileno()])  # before the command, which may end at once
+                execute = Execute(request.argv, request.environment, request.script)
+                send(command, execute, (theirs.fileno(), *stdio))
+            connection = Connection(ours, resources)
+            connection.pid, connection.pidfd = self.pid, os.dup(self.pidfd)
+        except BaseException:
+            ours.close()
+            raise
+        return connection
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What is ours to close."""
+        return (self.claim, self.pidfd, self.to_init, self.to_command)
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for fd in self.descriptors:
+            os.close(fd)
+
+
+def _socket(fd: int) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(fd))
+
+
+class Offers:
+    """What one launcher has offered. Not for several threads at once: its owner has a lock."""
+
+    def __init__(self) -> None:
+        self._rooms: OrderedDict[str, Room] = OrderedDict()
+        self._offered: dict[str, _Offered] = {}
+
+    def expect(self, rooms: Sequence[Room]) -> None:
+        """Remember what was asked for: an offer names only the id of its room."""
+        for room in rooms:
+            self._rooms[room.id] = room
+        while len(self._rooms) > _MOST:
+            self._forget(next(iter(self._rooms)))
+
+    def start(
+        self, channel: socket.socket, request: Run, stdio: tuple[int, int, int], resources: Held
+    ) -> Connection | None:
+        """Start the command in a room that waits, if there is exactly this one; else None, and nothing has happened."""
+        self._listen(channel)
+        room = self._rooms.get(request.room.id)
+        offered = self._offered.pop(request.room.id, None)
+        self._forget(request.room.id)
+        if offered is None:
+            return None
+        try:
+            if room == request.room and offered.claimed():
+                with contextlib.suppress(OSError):  # it has died just now; the launcher will make another
+                    return offered.start(request, stdio, resources)
+        finally:
+            offered.close()
+        return None
+
+    def _listen(self, channel: socket.socket) -> None:
+        """Take in what the launcher has offered meanwhile."""
+        with contextlib.suppress(OSError):
+            while (received := _next(channel)) is not None:
+                offer, fds = received
+                if offer is None or offer.id not in self._rooms or len(fds) != _FDS:
+                    for fd in fds:
+                        os.close(fd)
+                    continue
+                claim, pidfd, to_init, to_command = fds
+                self._drop(offer.id)
+                self._offered[offer.id] = _Offered(
+                    pid=offer.pid,
+                    claim=claim,
+                    pidfd=pidfd,
+                    to_init=to_init,
+                    to_command=to_command,
+                    since=time.clock_gettime(time.CLOCK_BOOTTIME),
+                )
+
+    def _forget(self, room: str) -> None:
+        self._rooms.pop(room, None)
+        self._drop(room)
+
+    def _drop(self, room: str) -> None:
+        offered = self._offered.pop(room, None)
+        if offered is not None:
+            offered.close()
+
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """What waiting rooms keep open here, for whoever counts descriptors."""
+        return frozenset(fd for each in self._offered.values() for fd in each.descriptors)
+
+    def close(self) -> None:
+        """Let go of everything; the launcher is gone."""
+        for room in [*self._rooms]:
+            self._forget(room)
+
+
+def _next(channel: socket.socket) -> tuple[Offer | None, list[int]] | None:
+    """The next message, None at the end; what is no offer is None. `BlockingIOError` where there is none."""
+    try:
+        received = receive(channel, wait=False)
+    except ProtocolError:
+        return None, []
+    if received is None:
+        return None
+    message, fds = received
+    return (message if isinstance(message, Offer) else None), fds
