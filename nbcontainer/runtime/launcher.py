@@ -156,6 +156,12 @@ class Launcher:
                 return started
         return self._request(request, (*stdio, *further), Resources(group, self._hierarchies, self._freezer))
 
+    def invited(self, request: Visit, stdio: Sequence[int]) -> Connection | None:
+        """Have a command join a container, if somebody waits there for just such a one."""
+        channel = self._ensure()
+        with self._lock:
+            return self._offers.visit(channel, request, stdio) if channel is self._channel else None
+
     def visit(self, request: Visit, fds: Sequence[int]) -> Connection:
         """Have a command join a container of this launcher; the descriptors stay the caller's to close."""
         return self._request(request, tuple(fds))

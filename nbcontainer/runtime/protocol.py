@@ -35,6 +35,7 @@ __all__ = [
     "Expect",
     "Failed",
     "Furnish",
+    "Invitation",
     "Mapped",
     "Message",
     "Offer",
@@ -165,6 +166,17 @@ class Offer:
 
 
 @value
+class Invitation:
+    """Porter to engine, unasked, on the launcher's connection: a joiner waits for the same `Visit` as the last one.
+
+    `id` is the container's. fds: a claim (see `Offer`), the joiner's pidfd, and its socket, which takes the visit with
+    control, stdin, stdout and stderr.
+    """
+
+    id: str
+
+
+@value
 class Taken:
     """Engine to launcher: a room that was offered has its command now."""
 
@@ -268,6 +280,7 @@ Message = (
     | Run
     | Expect
     | Offer
+    | Invitation
     | Taken
     | Furnish
     | Execute

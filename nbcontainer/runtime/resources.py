@@ -49,16 +49,14 @@ class Borrowed:
     def __init__(self, command: int, first: int, known: tuple[Hierarchy, ...]) -> None:
         self._first = first
         self._group = group_of(command, known)
-        self._before = self._group.verdict()
+        self._before = self._group.counts()
 
     def verdict(self) -> Verdict:
         """What the limits have done since the guest came."""
-        now = self._group.verdict()
-        return replace(
-            now,
-            oom_kills=max(0, now.oom_kills - self._before.oom_kills),
-            pids_refused=max(0, now.pids_refused - self._before.pids_refused),
-        )
+        if self._group.counts() == self._before:
+            return Verdict()
+        now, (kills, refused) = self._group.verdict(), self._before
+        return replace(now, oom_kills=max(0, now.oom_kills - kills), pids_refused=max(0, now.pids_refused - refused))
 
     def thaw(self, pid: int) -> None:  # noqa: ARG002 - the guest's; it is the container that is paused
         """Let the container go on: a frozen guest cannot be signalled."""
