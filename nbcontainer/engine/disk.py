@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Stored
     from nbcontainer.images.library import Library
     from nbcontainer.model import Digest
+    from nbcontainer.store import VolumeStore
 
-__all__ = ["disk_usage"]
+__all__ = ["disk_usage", "tree_size"]
 
 
-def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: frozenset[Digest]) -> DiskUsage:
+def disk_usage(
+    root: str, library: Library, containers: Sequence[Stored], used: frozenset[Digest], volumes: VolumeStore
+) -> DiskUsage:
     """Sizes in bytes; layers shared by several images count once."""
     images = tuple(library.walk())
     in_use = [image for image in images if image.chain in used]
@@ -30,7 +33,10 @@ def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: 
     blob_size = sum(library.content.size(digest) for digest in blobs)
     running = [stored for stored in containers if stored.locked]
     ended = [stored for stored in containers if not stored.locked]
-    ended_size = sum(_tree_size(stored.directory) for stored in ended)
+    ended_size = sum(tree_size(stored.directory) for stored in ended)
+    kept = tuple(volumes.walk())
+    volume_sizes = {each.name: tree_size(volumes.folder(each.name)) for each in kept}
+    mounted = {each.name for each in kept if volumes.users(each.name)}
     usage = shutil.disk_usage(root)
     return DiskUsage(
         root=root,
@@ -60,8 +66,15 @@ def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: 
                 kind="Containers",
                 count=len(containers),
                 active=len(running),
-                size=ended_size + sum(_tree_size(stored.directory) for stored in running),
+                size=ended_size + sum(tree_size(stored.directory) for stored in running),
                 reclaimable=ended_size,
+            ),
+            DiskUsageLine(
+                kind="Volumes",
+                count=len(kept),
+                active=len(mounted),
+                size=sum(volume_sizes.values()),
+                reclaimable=sum(size for name, size in volume_sizes.items() if name not in mounted),
             ),
         ),
         free=usage.free,
@@ -77,7 +90,7 @@ def _chains(library: Library, top: Digest | None) -> list[Digest]:
     return chains
 
 
-def _tree_size(path: str) -> int:
+def tree_size(path: str) -> int:
     """Bytes allocated below `path`, as far as we may look."""
     total = 0
     for folder, _, names in os.walk(path, onerror=None):

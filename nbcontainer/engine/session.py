@@ -12,12 +12,13 @@ from nbcontainer.engine import host_image
 from nbcontainer.engine.build_runtime import BuildRuntime
 from nbcontainer.engine.records import ContainerRecords
 from nbcontainer.engine.successors import Successors
+from nbcontainer.engine.volume_use import used_volumes
 from nbcontainer.errors import NbcontainerError, StorageError, UnsupportedHost
 from nbcontainer.images.library import Library
 from nbcontainer.layers.overlay import OverlaySnapshotter
 from nbcontainer.model import Notice
 from nbcontainer.runtime.driver import NativeRuntime
-from nbcontainer.store import ContentStore, RefStore
+from nbcontainer.store import ContentStore, RefStore, VolumeStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_FOLDERS = ("run", "containers", "snapshots", "build", "build/mounts")
+_FOLDERS = ("run", "containers", "snapshots", "volumes", "build", "build/mounts")
 _REMOVE = "nbcontainer.layers.remove:serve"
 _TASK_MODULES = (
     "nbcontainer.layers.apply",
@@ -63,6 +64,13 @@ class Session:
         self.build_runtime = BuildRuntime(settings, self.id_map)
         self.successors = Successors()
         self.records = ContainerRecords(settings.root, self._owner)
+        self.volumes = VolumeStore(
+            settings.root,
+            ids=self.id_map.key,
+            owner=self._owner,
+            users=lambda: used_volumes(self.records),
+            discard=self._remove_tree,
+        )
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
         self._recovered = 0
         self._sweep()
@@ -88,7 +96,7 @@ class Session:
                 os.makedirs(os.path.join(root, folder), mode=0o700, exist_ok=True)
             owner = self._owner
             if owner is not None:
-                for folder in ("", "run", "snapshots", "build"):
+                for folder in ("", "run", "snapshots", "volumes", "build"):
                     path = os.path.join(root, folder)
                     os.chown(path, 0, owner)
                     os.chmod(path, 0o710)  # noqa: S103 - the group is container root's own: it must walk through
@@ -182,6 +190,7 @@ class Session:
         for directory in (*abandoned, *self.records.nameless()):
             with contextlib.suppress(NbcontainerError, OSError):  # nobody asked for it, and the next one tries again
                 self._remove_tree(directory)
+        self.volumes.sweep()
 
     def close(self) -> None:
         """End everything; safe twice."""
