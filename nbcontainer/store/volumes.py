@@ -292,7 +292,7 @@ class VolumeStore:
             with open(os.open(os.path.join(self.folder(name), _RECORD), flags), "rb") as file:
                 fields = json.loads(file.read(_LONGEST_RECORD))
             return _volume(name, fields)
-        except (OSError, ValueError, TypeError, RecursionError):
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
 
     def _make(self, volume: Volume) -> None:
