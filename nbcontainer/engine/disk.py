@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
+from nbcontainer._linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from nbcontainer.engine.views import DiskUsage, DiskUsageLine
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from nbcontainer.store import VolumeStore
 
 __all__ = ["disk_usage", "tree_size"]
+
+_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
 def disk_usage(
@@ -91,12 +95,37 @@ def _chains(library: Library, top: Digest | None) -> list[Digest]:
 
 
 def tree_size(path: str) -> int:
-    """Bytes allocated below `path`, as far as we may look."""
+    """Bytes allocated below `path`, as far as we may look.
+
+    A container may be changing what is there: each folder is opened from the top and through no link, one at a time.
+    """
     total = 0
-    for folder, _, names in os.walk(path, onerror=None):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except OSError:
-                continue
+    try:
+        top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        waiting = ["."]
+        while waiting:
+            folder = waiting.pop()
+            with contextlib.suppress(OSError):  # closed to us, gone by now, or too deep to be named
+                total += _folder_size(top, folder, waiting)
+    finally:
+        os.close(top)
     return total
+
+
+def _folder_size(top: int, folder: str, waiting: list[str]) -> int:
+    """Bytes of what lies in one folder; the folders in it are added to `waiting`."""
+    size = 0
+    fd = openat2(top, folder, os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{folder}/{entry.name}")
+    finally:
+        os.close(fd)
+    return size

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux import idmaps
@@ -16,6 +15,7 @@ from nbcontainer.engine.volume_use import used_volumes
 from nbcontainer.errors import NbcontainerError, StorageError, UnsupportedHost
 from nbcontainer.images.library import Library
 from nbcontainer.layers.overlay import OverlaySnapshotter
+from nbcontainer.layers.remove import remove_entry
 from nbcontainer.model import Notice
 from nbcontainer.runtime.driver import NativeRuntime
 from nbcontainer.store import ContentStore, RefStore, VolumeStore
@@ -163,13 +163,17 @@ class Session:
         self._remove_tree(directory)
 
     def _remove_tree(self, path: str) -> None:
-        """Remove a tree that was written inside the namespace: from there, or as real root from here."""
-        if self.privileged:
-            shutil.rmtree(path, ignore_errors=True)
-            return
+        """Remove a tree that was written inside the namespace: from there, or as real root from here.
+
+        However deep a container has made it: `shutil.rmtree` calls itself for each folder on the way down.
+        """
         parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.runtime.call(_REMOVE, {"name": os.path.basename(path)}, (parent,))
+            if self.privileged:
+                with contextlib.suppress(OSError, StorageError):  # what cannot be removed stays for the next sweep
+                    remove_entry(parent, os.fsencode(os.path.basename(path)))
+            else:
+                self.runtime.call(_REMOVE, {"name": os.path.basename(path)}, (parent,))
         finally:
             os.close(parent)
 
