@@ -272,10 +272,11 @@ def test_deep_and_strange_folders(tier: Tier) -> None:
 
 def test_swapped_while_it_is_counted_and_removed(tier: Tier, outside: Path) -> None:
     """Sizes are counted and volumes removed while a container swaps folders for links; nothing outside is touched."""
-    swap = SWAP.replace("{target}", str(outside))
+    swap = "print('ready', flush=True)\n" + SWAP.replace("{target}", str(outside))
     with tier.spawn() as attacker:
         tier.sh("mkdir /shared/place", mounts=[at("/shared")])
-        attacker.begin_run(script=swap, shell=[PYTHON, "-I", "-S"], mounts=[at("/shared")], timeout=20, live=False)
+        attacker.begin_run(script=swap, shell=[PYTHON, "-I", "-S"], mounts=[at("/shared")], timeout=20)
+        attacker.wait_for_output(b"ready")
         for _ in range(20):
             tier.driver.call("disk_usage")
         _remove_used(tier)
