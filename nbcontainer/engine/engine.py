@@ -445,7 +445,7 @@ class Engine:
             mountpoint=store.data(volume.name),
             labels=volume.labels,
             anonymous=volume.anonymous,
-            used_by=tuple(sorted(store.users(volume.name))),
+            used_by=tuple(store.users(volume.name)),
             ids=volume.ids,
             usable=store.is_ours(volume),
         )

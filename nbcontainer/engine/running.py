@@ -22,7 +22,7 @@ from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
 from nbcontainer.engine.roots import root_of, saved_root
 from nbcontainer.engine.saved import saved_spec, spec_of
 from nbcontainer.engine.successors import new_container_id
-from nbcontainer.engine.volume_use import fill, found_again, let_go, using, volume_fields, wanted_volumes
+from nbcontainer.engine.volume_use import anonymous_of, fill, found_again, let_go, using, volume_fields, wanted_volumes
 from nbcontainer.engine.volumes import resolved_volumes
 from nbcontainer.errors import ImageNotFound, InvalidOption
 from nbcontainer.model import BindMount, Digest, ImageConfig, Platform, RunOptions, VolumeMount
@@ -117,7 +117,8 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
     wanted = wanted_volumes(options, subject.config)
     kind = None if keep or wanted else _kind(request, subject)
     container = (kind and session.successors.take(kind)) or new_container_id()
-    with using(session, wanted, container, transient=not keep) as named:
+    transient = not keep or options.remove is True
+    with using(session, wanted, container, transient=transient) as named:
         spec = _spec(session, request, subject, container, keep=keep, volumes=named)
         fields = _fields_of(session, request, subject, spec, keep=keep)
         if named:
@@ -194,7 +195,9 @@ def place_again(
         output=output,
     )
     record = session.records.reopen(stored)
-    return request, Placed(subject=subject, spec=spec, record=record, started=started, again=True)
+    return request, Placed(
+        subject=subject, spec=spec, record=record, started=started, again=True, volumes=anonymous_of(stored)
+    )
 
 
 def _check_again(mount: Mount, store: str) -> None:
@@ -317,7 +320,7 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
         record.close()
         if not record.kept:
             session.recover(deaths)
-            session.volumes.drop(placed.volumes)
+            session.volumes.drop(placed.volumes, container=spec.id)
     if outcome.failure is not None and outcome.reason == "exited":  # ended by us, it may have failed because of that
         raise start_error(placed.subject.name, outcome.failure)
     if check and not result.ok:

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer.engine.roots import read_only
-from nbcontainer.errors import InvalidImage, VolumeNotFound
+from nbcontainer.errors import InvalidImage, NbcontainerError, VolumeNotFound
 from nbcontainer.layers.apply import sync_filesystem
 from nbcontainer.model import Mount, VolumeMount
 
@@ -51,6 +51,8 @@ def wanted_volumes(options: RunOptions, config: ImageConfig) -> tuple[VolumeMoun
 
     Not where something else has been asked for. Raises `InvalidImage` for a VOLUME that cannot be.
     """
+    if not options.volumes and not config.volumes:
+        return ()
     asked = tuple(volume for volume in options.volumes if isinstance(volume, VolumeMount))
     taken = {each.target for each in (*options.volumes, *options.tmpfs)}
     if len(config.volumes) > _MOST:
@@ -151,18 +153,38 @@ def _fill_one(session: Session, spec: ContainerSpec, volume: VolumeMount) -> Non
             fds.append(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
             undo.callback(os.close, fds[-1])
         arguments = {"view": view, "path": volume.target, "owners": not session.id_map.single}
-        if session.runtime.call(_FILL, arguments, tuple(fds))["filled"]:
+        if _called(session, arguments, fds)["filled"]:
             sync_filesystem(fds[0])
             session.volumes.keep_copy(volume.name)
 
 
-def used_volumes(records: ContainerRecords) -> dict[str, list[str]]:
-    """Which containers name each volume, as messages name containers; those whose notebook was killed, too."""
-    found: dict[str, list[str]] = {}
+def _called(session: Session, arguments: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
+    """Have the task copy; when it is not waited for any more (an interrupt) it is ended, and its end waited for.
+
+    What it still wrote afterwards would come after the copy has been taken away.
+    """
+    with contextlib.ExitStack() as undo:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        undo.callback(os.close, reader)
+        lifeline = undo.enter_context(open(writer, "wb", buffering=0))
+        connection = session.runtime.begin(_FILL, arguments, (*fds, reader))
+        undo.callback(connection.close)
+        try:
+            return session.runtime.finish(connection)
+        except KeyboardInterrupt:
+            lifeline.close()
+            with contextlib.suppress(NbcontainerError):
+                session.runtime.finish(connection)
+            raise
+
+
+def used_volumes(records: ContainerRecords) -> dict[str, dict[str, str]]:
+    """Which containers name each volume: by id, and as messages name them. Those that are left to be swept do not."""
+    found: dict[str, dict[str, str]] = {}
     for stored in records.walk():
         if stored.fields.get("volumes") and not stored.abandoned:
             for name in _names(stored):
-                found.setdefault(name, []).append(str(stored.fields.get("name") or stored.id[:12]))
+                found.setdefault(name, {})[stored.id] = str(stored.fields.get("name") or stored.id[:12])
     return found
 
 

@@ -63,8 +63,8 @@ class VolumeStore:
     """The volumes of one store.
 
     `ids` is the key of our id map; `owner` is container root's id outside when we are the machine's root, who can
-    remove what belongs to any id. `users` tells which containers name a volume, `discard` removes a folder whoever
-    owns what is in it.
+    remove what belongs to any id. `users` tells which containers name a volume, by id and as people call them;
+    `discard` removes a folder whoever owns what is in it.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class VolumeStore:
         *,
         ids: str,
         owner: int | None,
-        users: Callable[[], Mapping[str, Sequence[str]]],
+        users: Callable[[], Mapping[str, Mapping[str, str]]],
         discard: Callable[[str], None],
     ) -> None:
         self.directory = os.path.join(root, "volumes")
@@ -115,9 +115,9 @@ class VolumeStore:
         hint = f"; did you mean {close[0]}?" if close else "; `%container volume ls` lists those that are here"
         raise VolumeNotFound(f"no volume {name!r}{hint}")
 
-    def users(self, name: str) -> Sequence[str]:
-        """The containers that name this volume, running or not."""
-        return self._users().get(name, ())
+    def users(self, name: str, *, but: str = "") -> Sequence[str]:
+        """The containers that name this volume, running or not; the one with the id `but` does not count."""
+        return sorted(shown for container, shown in self._users().get(name, {}).items() if container != but)
 
     def is_ours(self, volume: Volume) -> bool:
         """Whether its owners mean the same here as where it was made."""
@@ -182,15 +182,18 @@ class VolumeStore:
             self._make(volume)
         return volume, True
 
-    def remove(self, name: str) -> Volume:
-        """Remove a volume and what is in it; raise `VolumeNotFound`, or `Conflict` naming who uses it."""
+    def remove(self, name: str, *, container: str = "") -> Volume:
+        """Remove a volume and what is in it; raise `VolumeNotFound`, or `Conflict` naming who uses it.
+
+        That `container`, which is over and about to go, uses it is no reason.
+        """
         with self.held():
             volume = self.find(name)
-            used = self.users(volume.name)
+            used = self.users(volume.name, but=container)
             if used:
                 containers = "containers" if len(used) > 1 else "container"
                 raise Conflict(
-                    f"volume {volume.name} is in use by {containers} {', '.join(sorted(used))}; "
+                    f"volume {volume.name} is in use by {containers} {', '.join(used)}; "
                     f"remove {'them' if len(used) > 1 else 'it'} first (`%container rm`)"
                 )
             self._check_removable(volume)
@@ -198,11 +201,11 @@ class VolumeStore:
         self._discard(aside)
         return volume
 
-    def drop(self, names: Sequence[str]) -> None:
-        """Remove those of `names` that are there and that nobody uses."""
+    def drop(self, names: Sequence[str], *, container: str = "") -> None:
+        """Remove those of `names` that are there and that nobody uses, but for `container` (see `remove`)."""
         for name in names:
             with contextlib.suppress(Conflict, VolumeNotFound, UnsupportedHost):
-                self.remove(name)
+                self.remove(name, container=container)
 
     def unmake(self, names: Sequence[str]) -> None:
         """Take back volumes that were made and not used, while the names are still `held`."""

@@ -33,7 +33,7 @@ def test_disk_usage(tmp_path: Path) -> None:
     running = records.create(ContainerId("1" * 64), {"name": "", "chain": str(top)})
     ended = records.create(ContainerId("2" * 64), {"name": "n", "chain": str(top), "keep": True})
     ended.close()
-    volumes = VolumeStore(root, ids="", owner=None, users=lambda: {"used": ["n"]}, discard=shutil.rmtree)
+    volumes = VolumeStore(root, ids="", owner=None, users=lambda: {"used": {"2" * 64: "n"}}, discard=shutil.rmtree)
     for name in ("used", "spare"):
         volumes.create(name)
         (tmp_path / "volumes" / name / "_data" / "file").write_text(name)

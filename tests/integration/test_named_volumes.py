@@ -500,3 +500,37 @@ def test_killed_with_volumes(tier: Tier, images: dict[str, str], volumes: Path) 
 
         wait_until(swept, what="only the named volume is left")
     remove(tier, "results")
+
+
+def test_interrupted_while_it_is_filled(tier: Tier, registry: InProcessRegistry, volumes: Path) -> None:
+    """Ctrl-C while a volume is filled leaves no volume that is half full, and nobody who goes on copying."""
+    registry.add_image("kept-large", "latest", layers=[root_layer(), large_layer()], compression="none")
+    image = registry.reference("kept-large")
+    with tier.spawn() as driver:
+        driver.pull(image)
+        driver.begin_run("true", image=image, mounts=at("/data", "large"))
+        aside = volumes / "large" / ".copy"
+        wait_until(aside.exists, what="the copy has begun")
+        driver.interrupt()
+        with pytest.raises(Raised) as raised:
+            driver.finish()
+        assert raised.value.is_a(KeyboardInterrupt)
+        assert not aside.exists()
+        assert driver.run("ls", "/data", mounts=at("/data", "large")).stdout == ""
+        found = driver.run(script="ls /data | wc -l", image=image, mounts=at("/data", "large"))
+        assert (found.stdout, found.stderr) == (f"{MANY}\n", "")
+    remove(tier, "large")
+
+
+MANY = 3000
+
+
+def large_layer() -> bytes:
+    """A layer with more files than are copied in a moment."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for number in range(MANY):
+            entry = tarfile.TarInfo(f"data/{number}")
+            entry.size = 4096
+            tar.addfile(entry, io.BytesIO(bytes(4096)))
+    return stream.getvalue()

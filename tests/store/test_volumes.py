@@ -14,7 +14,6 @@ from nbcontainer.errors import Conflict, InvalidOption, StorageError, Unsupporte
 from nbcontainer.store import VolumeStore
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 
@@ -23,7 +22,7 @@ class Fixture:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.used: dict[str, Sequence[str]] = {}
+        self.used: dict[str, dict[str, str]] = {}
         self.discarded: list[str] = []
         self.store = self.under("ids")
 
@@ -92,7 +91,7 @@ def test_remove(kept: Fixture) -> None:
     """A removed volume is gone with its files; one that containers name is kept, and they are named."""
     kept.store.create("results")
     (kept.root / "volumes/results/_data/file").write_text("x")
-    kept.used = {"results": ["work", "abc"]}
+    kept.used = {"results": {"1": "work", "2": "abc"}}
     with pytest.raises(Conflict, match=r"in use by containers abc, work; remove them first"):
         kept.store.remove("results")
     assert os.listdir(kept.store.data("results")) == ["file"]
@@ -103,11 +102,22 @@ def test_remove(kept: Fixture) -> None:
         kept.store.remove("results")
 
 
+def test_the_last_container_takes_its_volume_along(kept: Fixture) -> None:
+    """What goes with a container goes although its record still names it, unless another one does, too."""
+    kept.store.create("results")
+    kept.used = {"results": {"1": "work", "2": "abc"}}
+    kept.store.drop(["results"], container="1")
+    assert kept.names() == ["results"]
+    kept.used = {"results": {"1": "work"}}
+    kept.store.drop(["results"], container="1")
+    assert kept.names() == []
+
+
 def test_drop_leaves_what_is_used(kept: Fixture) -> None:
     """What goes with a container goes quietly: what somebody else uses, or is gone, is let be."""
     for name in ("used", "spare"):
         kept.store.create(name)
-    kept.used = {"used": ["work"]}
+    kept.used = {"used": {"1": "work"}}
     kept.store.drop(["used", "spare", "gone"])
     assert kept.names() == ["used"]
 
@@ -165,7 +175,7 @@ def test_volumes_of_thrown_away_containers_are_swept(kept: Fixture) -> None:
         }
     os.makedirs(kept.root / "containers" / ("a" * 64))
     (kept.root / "containers" / ("a" * 64) / "record.json").write_text("{}")
-    kept.used = {names["d"]: ["borrower"]}
+    kept.used = {names["d"]: {"1": "borrower"}}
     kept.store.sweep()
     assert kept.names() == sorted(names[kind] for kind in ("a", "c", "d"))
 
