@@ -134,8 +134,8 @@ class Engine:
             layers=found.manifest.layers,
         )
 
-    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
-        """A container or an image, whichever `name` is; a container's name wins, as in docker."""
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail | VolumeSummary:
+        """A container, an image or a volume, whichever `name` is; in this order, as in docker."""
         try:
             stored = self._records.find(name)
         except (ContainerNotFound, InvalidReference):
@@ -145,8 +145,11 @@ class Engine:
         try:
             return self.inspect_image(name)
         except NotFound as problem:
+            with contextlib.suppress(VolumeNotFound):
+                return self.inspect_volume(name)
             raise NotFound(
-                f"no container or image {name!r} here; `%container ps -a` and `%container images` list what there is"
+                f"no container, image or volume {name!r} here; `%container ps -a`, `%container images` and"
+                " `%container volume ls` list what there is"
             ) from problem
 
     def history(self, image: str) -> tuple[HistoryLine, ...]:

@@ -54,7 +54,7 @@ from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
 from nbcontainer.engine.mount_options import MOUNT_OPTIONS, split_mounts
 from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
-from nbcontainer.engine.views import ContainerDetail
+from nbcontainer.engine.views import ContainerDetail, VolumeSummary
 from nbcontainer.engine.volume_verbs import FORMAT, VOLUME_VERBS
 from nbcontainer.errors import ContainerNotFound, InvalidOption, InvalidReference
 from nbcontainer.model import Reference, RunOptions, chain_ids
@@ -187,6 +187,8 @@ def _inspect(session: Session, arguments: Namespace) -> object:
 
 def _describe(session: Session, name: str) -> dict[str, Any]:
     detail = session.engine.inspect(name)
+    if isinstance(detail, VolumeSummary):
+        return tables.describe_volume(detail)
     return tables.describe_container(detail) if isinstance(detail, ContainerDetail) else tables.describe_image(detail)
 
 
@@ -504,10 +506,12 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         name="inspect",
-        summary="Show everything known of an image or container",
+        summary="Show everything known of an image, container or volume",
         description="One name answers an object, several a list of them.",
         handler=_inspect,
-        positionals=(Positional(name="NAME", help="an image or a container", count="some", completes="either"),),
+        positionals=(
+            Positional(name="NAME", help="an image, a container or a volume", count="some", completes="either"),
+        ),
         examples=("inspect debian",),
     ),
     Verb(

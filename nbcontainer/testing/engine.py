@@ -243,8 +243,11 @@ class RecordingEngine:
         config = ImageConfig(platform=Platform("linux", "amd64"), command=("bash",), environment=("PATH=/bin",))
         return ImageDetail(summary=summary, references=(summary.reference,), config=config, layers=())
 
-    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail | VolumeSummary:
         self._record("inspect", name=name)
+        for volume in self.filled:
+            if name == volume.name:
+                return volume
         for summary in self.kept:
             if name == summary.name:
                 return ContainerDetail(summary=summary, record={"version": 1})

@@ -69,6 +69,7 @@ def test_inspect(engine: RecordingEngine) -> None:
     one = say(engine, "volume inspect results")
     assert (one["Name"], one["Driver"], one["UsedBy"]) == ("results", "local", ["work"])
     assert [each["Name"] for each in say(engine, f"volume inspect results {'f' * 64}")] == ["results", "f" * 64]
+    assert say(engine, "inspect results")["Mountpoint"].endswith("/results/_data")
     with pytest.raises(VolumeNotFound):
         say(engine, "volume inspect nothing")
 
