@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbcontainer.engine.views import ContainerSummary, LogLine
+from nbcontainer.engine.volume_use import mounted
 from nbcontainer.errors import Conflict, ContainerNotFound, InvalidOption, InvalidReference, StorageError
 from nbcontainer.model import ContainerId
 from nbcontainer.store import FileLock
@@ -83,6 +84,9 @@ class Stored:
             pid=fields.get("pid") if self.locked else None,
             started=fields.get("started"),
             title=str(fields.get("title", "")),
+            labels=fields.get("labels") or {},
+            chain=str(fields.get("chain", "")),
+            mounted=mounted(fields),
         )
 
 

@@ -243,9 +243,13 @@ class Started:
 
 @value
 class Exited:
-    """Container to engine: the command ended with this wait status."""
+    """Container to engine: the command ended with this wait status.
+
+    `refused` is how often the limit on processes that every container has was met meanwhile.
+    """
 
     status: int
+    refused: int = 0
 
 
 @value
