@@ -43,7 +43,15 @@ _TASK_MODULES = (
 class Session:
     """The open store and everything that works on it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        modules: tuple[str, ...] = _TASK_MODULES,
+        host_image_too: bool = True,
+        sweeping: bool = True,
+    ) -> None:
+        """`modules` are those that tasks will need; who runs one container alone can do with less."""
         self.settings = settings
         self.id_map: IdMap = idmaps.id_map_for_host()
         self.privileged = self.id_map.method == "privileged"
@@ -55,8 +63,8 @@ class Session:
             self.id_map,
             pool_size=settings.pool_size,
             pool_idle=settings.pool_idle,
-            host_paths=host_image.real_file_systems(points) if self.privileged else (),
-            modules=_TASK_MODULES,
+            host_paths=host_image.real_file_systems(points) if self.privileged and host_image_too else (),
+            modules=modules,
         )
         self.content = ContentStore(settings.root)
         self.snapshots: Snapshotter = OverlaySnapshotter(settings.root, self.id_map, remove_tree=self._remove_tree)
@@ -65,7 +73,8 @@ class Session:
         self.records = ContainerRecords(settings.root, self._owner)
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
         self._recovered = 0
-        self._sweep()
+        if sweeping:
+            self._sweep()
 
     @property
     def tier(self) -> str:

@@ -14,6 +14,7 @@ __all__ = [
     "CommittedImage",
     "ContainerDetail",
     "ContainerProcess",
+    "ContainerState",
     "ContainerSummary",
     "ContainerUsage",
     "CopyResult",
@@ -28,7 +29,7 @@ __all__ = [
     "Version",
 ]
 
-ContainerState = Literal["created", "running", "exited", "dead"]
+ContainerState = Literal["created", "running", "restarting", "exited", "dead"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,8 @@ class RemovedImage:
 class ContainerSummary:
     """One line of ``ps``: times are unix seconds; `exit_code` is None while it runs or when nobody saw it end.
 
-    `started` is its latest start; `title` is the first line of a cell's text, "" for a command.
+    `started` is its latest start; `title` is the first line of a cell's text, "" for a command. A `service` runs on
+    behind; `health` is what its checks say, "" when there are none.
     """
 
     id: str
@@ -94,6 +96,8 @@ class ContainerSummary:
     started: float | None = None
     title: str = ""
     paused: bool = False
+    service: bool = False
+    health: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

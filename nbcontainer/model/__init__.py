@@ -48,6 +48,7 @@ from nbcontainer.model.oci import (
 )
 from nbcontainer.model.platform import Platform
 from nbcontainer.model.reference import Reference
+from nbcontainer.model.service import HealthCheck, LogLimits, RestartName, RestartPolicy, ServiceOptions
 
 __all__ = [
     "BindMount",
@@ -61,6 +62,7 @@ __all__ = [
     "Event",
     "ExecOptions",
     "ExitReason",
+    "HealthCheck",
     "HistoryEntry",
     "IdMap",
     "IdRange",
@@ -70,6 +72,7 @@ __all__ = [
     "LayerState",
     "Limits",
     "Listener",
+    "LogLimits",
     "Manifest",
     "Mount",
     "MountKind",
@@ -81,8 +84,11 @@ __all__ = [
     "PullPolicy",
     "PullStarted",
     "Reference",
+    "RestartName",
+    "RestartPolicy",
     "RunOptions",
     "RunResult",
+    "ServiceOptions",
     "StepEnd",
     "StepFinished",
     "StepOutput",
