@@ -58,9 +58,7 @@ def test_three_failures_in_a_row_make_it_unhealthy() -> None:
         after(Health(), 1, 1, 0, 1, 1), status="healthy", failing=2
     )
     assert after(Health(), 0, 1, 1, -1).status == "unhealthy"
-    assert after(Health(), 1, 1, 1, 0) == dataclasses.replace(
-        after(Health(), 1, 1, 1, 0), status="healthy", failing=0
-    )
+    assert after(Health(), 1, 1, 1, 0) == dataclasses.replace(after(Health(), 1, 1, 1, 0), status="healthy", failing=0)
 
 
 def test_failures_of_the_start_period_do_not_count() -> None:

@@ -340,6 +340,7 @@ SERVICE = {"service": {"restart": "always"}, "keep": True}
 def test_states_of_a_service(
     records: ContainerRecords,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     further: dict[str, Any],
     held: bool,
     state: str,
