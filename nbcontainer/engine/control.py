@@ -80,7 +80,7 @@ def serve(listener: socket.socket, handlers: Mapping[str, Handler]) -> None:
             channel, _ = listener.accept()
         except OSError:
             return
-        with channel, contextlib.suppress(OSError, ValueError):
+        with channel, contextlib.suppress(OSError, ValueError, RecursionError):
             channel.settimeout(_PATIENCE)
             if _is_ours(channel):
                 _answer(channel, handlers)
@@ -101,14 +101,14 @@ def _answer(channel: socket.socket, handlers: Mapping[str, Handler]) -> None:
 # Everybody else's side
 
 
-def ask(directory: str, what: str, **further: Any) -> Answer:
+def ask(directory: str, do: str, **further: Any) -> Answer:
     """Ask the monitor of the container in this folder; descriptors of the answer are the caller's to close.
 
     Raises `NoMonitor` when nobody answers, `Conflict` with its sentence when it cannot do it.
     """
     try:
-        answer, fds = _asked(directory, {"do": what, **further})
-    except (OSError, ValueError) as problem:
+        answer, fds = _asked(directory, {"do": do, **further})
+    except (OSError, ValueError, RecursionError) as problem:
         raise NoMonitor(f"the monitor of container {os.path.basename(directory)[:12]} does not answer") from problem
     if "error" in answer:
         for fd in fds:

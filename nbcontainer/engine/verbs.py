@@ -155,7 +155,8 @@ def _run(session: Session, arguments: Namespace) -> object:
 
 
 def _create(session: Session, arguments: Namespace) -> object:
-    return session.execute(run_request(arguments, create=True))
+    lacking = dict.fromkeys(_WAITED_FOR)
+    return session.execute(run_request(Namespace(**{**lacking, **vars(arguments)}), create=True))
 
 
 def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:

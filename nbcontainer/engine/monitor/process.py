@@ -101,6 +101,7 @@ class Monitor:
         self._fresh = handover.fresh
         self._lock = lock
         self._asker: socket.socket | None = asker
+        self._answering = threading.Lock()
         self._halted = threading.Event()
         self._told_to_end = False
         self._unwanted = False
@@ -194,18 +195,23 @@ class Monitor:
 
     def _is_running(self, service: Any) -> None:
         """The command is being executed: say so, and begin to look after its health."""
-        if not _was_executed(self._stored().fields.get("pid")):
-            return  # then it failed, or is over already; what comes next tells
-        self._answer({"started": True})
+        executed = _was_executed(self._stored().fields.get("pid"))
         if service.check is not None:
             from nbcontainer.engine.monitor.checks import Checks
 
             self._checks = Checks(self._session, self._stored(), service.check)
             self._checks.start()
+        if executed:
+            self._answer({"started": True})
+        else:  # it failed or is over already, which tells itself in a moment; unless /proc does not show it to us
+            later = threading.Timer(_EXECUTING, self._answer, [{"started": True}])
+            later.daemon = True
+            later.start()
 
     def _answer(self, message: dict[str, Any]) -> None:
         """Tell who asked, and let go of it; who is gone before the start does not want the container any more."""
-        asker, self._asker = self._asker, None
+        with self._answering:
+            asker, self._asker = self._asker, None
         if asker is not None:
             with asker:
                 try:
