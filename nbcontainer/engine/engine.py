@@ -272,6 +272,8 @@ class Engine:
                 raise Conflict(
                     f"container {container} is running already; `%container restart {container}` ends it first"
                 )
+            if stored.service:
+                raise Conflict(f"container {container} runs on behind; start_behind or attach(start=True) start it so")
             request, placed = place_again(session, stored, timeout=timeout, stdin=stdin, output=output)
         return self._carried_out(session, request, placed, check=check)
 
@@ -289,6 +291,8 @@ class Engine:
         stored = self._records.find(container)
         if not stored.fields.get("keep"):
             raise Conflict(f"container {container} is thrown away when it ends; give it a --name to start it again")
+        if stored.service:
+            raise Conflict(f"container {container} runs on behind; restart_behind starts it so again")
         self._lifecycle.stop(stored.id, grace, verb="restart")
         return self.start(stored.id, timeout=timeout, stdin=stdin, output=output, check=check)
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,6 +61,7 @@ def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     lock = record.hand_over()
     complaints = os.path.join(record.directory, _COMPLAINTS)
+    handed = False
     with ours:
         try:
             with theirs, open(complaints, "ab", opener=_private) as file:
@@ -75,7 +77,12 @@ def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
                 )
             with contextlib.suppress(OSError):  # it is told below
                 socket.send_fds(ours, [handover.encode()], [lock])
+            handed = True
             process.wait()  # it forks and is nobody's child
+        except BaseException:
+            if fresh and not handed:
+                shutil.rmtree(record.directory, ignore_errors=True)
+            raise
         finally:
             os.close(lock)
         answer = _answer(ours)

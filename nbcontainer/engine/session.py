@@ -43,28 +43,21 @@ _TASK_MODULES = (
 class Session:
     """The open store and everything that works on it."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        modules: tuple[str, ...] = _TASK_MODULES,
-        host_image_too: bool = True,
-        sweeping: bool = True,
-    ) -> None:
-        """`modules` are those that tasks will need; who runs one container alone can do with less."""
+    def __init__(self, settings: Settings, *, runtime: Runtime | None = None, sweeping: bool = True) -> None:
+        """`runtime` is for who runs one container alone and can do with less: it becomes ours."""
         self.settings = settings
         self.id_map: IdMap = idmaps.id_map_for_host()
         self.privileged = self.id_map.method == "privileged"
         self._open_store()
         points = host_image.mount_points(_mountinfo())
         self._points = points
-        self.runtime: Runtime = NativeRuntime(
+        self.runtime: Runtime = runtime or NativeRuntime(
             settings.root,
             self.id_map,
             pool_size=settings.pool_size,
             pool_idle=settings.pool_idle,
-            host_paths=host_image.real_file_systems(points) if self.privileged and host_image_too else (),
-            modules=modules,
+            host_paths=host_image.real_file_systems(points) if self.privileged else (),
+            modules=_TASK_MODULES,
         )
         self.content = ContentStore(settings.root)
         self.snapshots: Snapshotter = OverlaySnapshotter(settings.root, self.id_map, remove_tree=self._remove_tree)

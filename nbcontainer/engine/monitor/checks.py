@@ -49,7 +49,7 @@ class Checks:
                 code, output = self._once()
             except (Conflict, ContainerNotFound):  # it is paused, or has just ended
                 continue
-            except NbcontainerError as problem:
+            except (NbcontainerError, OSError) as problem:
                 code, output = _NOT_STARTED, str(problem)
             if self._over.is_set():
                 return

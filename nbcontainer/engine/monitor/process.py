@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Stored
     from nbcontainer.engine.session import Session
     from nbcontainer.model import RunResult
+    from nbcontainer.runtime.driver import NativeRuntime
 
 __all__ = ["Handover", "main"]
 
@@ -93,6 +94,8 @@ class Monitor:
     """One container's."""
 
     def __init__(self, handover: Handover, lock: int, asker: socket.socket) -> None:
+        runtime = _started_runtime(handover.root, hosted=not _has_layers(lock))
+
         from nbcontainer.engine.session import Session
         from nbcontainer.engine.settings import Settings
         from nbcontainer.model import ContainerId
@@ -107,10 +110,7 @@ class Monitor:
         self._unwanted = False
         self._failure: Exception | None = None
         settings = Settings(root=handover.root, pool_size=0, pool_idle=0, interrupt_grace=handover.grace)
-        path = os.path.join(handover.root, "containers", handover.container)
-        # what is on the machine's own root has no chain of layers
-        hosted = not _chain(path, lock)
-        self._session: Session = Session(settings, modules=(_REMOVE,), host_image_too=hosted, sweeping=False)
+        self._session: Session = Session(settings, runtime=runtime, sweeping=False)
         self._directory = self._session.records.path(ContainerId(handover.container))
         self._checks: Checks | None = None
         self._began = time.monotonic()
@@ -161,7 +161,7 @@ class Monitor:
             ended = Ended(exit_code=result.exit_code, lived=time.monotonic() - self._began, wanted=wanted)
             attempts = next_attempt(service.restart, ended, attempts)
             if attempts is not None:
-                self._update(restarting=True, restarts=attempts.count)
+                self._update(restarting=True, restarts=attempts.count, pid=None)
                 if self._halted.wait(attempts.pause):
                     self._update(restarting=None)
                     return
@@ -310,12 +310,32 @@ def _command_line(pid: int) -> bytes:
         return file.read(4096)
 
 
-def _chain(directory: str, lock: int) -> bool:
-    """Whether the container stands on an image's layers."""
+def _has_layers(lock: int) -> bool:
+    """Whether the container stands on an image's layers; what does not stands on the machine's own root."""
     said = json.loads(os.pread(lock, _MOST * 16, 0) or b"{}")
-    if not isinstance(said, dict):
-        raise ValueError(f"the record in {directory} cannot be read")  # noqa: TRY004 - what was read is text
-    return bool(said.get("chain"))
+    return isinstance(said, dict) and bool(said.get("chain"))
+
+
+def _started_runtime(root: str, *, hosted: bool) -> NativeRuntime:
+    """A runtime for one container, whose launcher starts while we go on loading what we need ourselves."""
+    from nbcontainer._linux import idmaps
+    from nbcontainer.runtime.driver import NativeRuntime
+
+    id_map = idmaps.id_map_for_host()
+    paths: tuple[str, ...] = ()
+    if hosted and id_map.method == "privileged":
+        from nbcontainer.engine import host_image
+
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            paths = host_image.real_file_systems(host_image.mount_points(file.read()))
+    runtime = NativeRuntime(root, id_map, pool_size=0, pool_idle=0, host_paths=paths, modules=(_REMOVE,))
+    threading.Thread(target=_start, args=(runtime,), name="start", daemon=True).start()
+    return runtime
+
+
+def _start(runtime: NativeRuntime) -> None:
+    with contextlib.suppress(Exception):  # the first request meets the same problem, and tells it
+        _ = runtime.host_lowers
 
 
 def _not_shown(stream: str, data: bytes) -> None:
