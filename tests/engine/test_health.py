@@ -86,7 +86,8 @@ def test_five_results_are_remembered() -> None:
 def test_a_check_is_kept_in_a_record() -> None:
     """And read again; what is damaged is no check."""
     assert health_of(saved_check(CHECK) | {"argv": list(CHECK.argv)}) == CHECK  # type: ignore[operator]
-    for damaged in (None, [], {}, {"argv": 3}, {"argv": ["a"]}):
+    damages: list[object] = [None, [], {}, {"argv": 3}, {"argv": ["a"]}]
+    for damaged in damages:
         assert health_of(damaged) is None
 
 

@@ -30,11 +30,10 @@ STUBBORN = "trap '' TERM INT; echo ready; while :; do sleep 0.05; done"
 def launch(driver: Driver, tier: Tier, script: str | None, *argv: str, **asked: Any) -> ContainerSummary:
     """Start a container on behind; what is not an option of a run is one of a service."""
     service = {name: asked.pop(name) for name in ("restart", "health", "log", "interactive") if name in asked}
+    image = asked.pop("image", tier.image)
     options = RunOptions(service=ServiceOptions(**service), **asked)
-    summary: ContainerSummary = driver.call(
-        "launch", asked.get("image", tier.image), argv, options=options, script=script
-    )
-    return summary
+    launched: ContainerSummary = driver.call("launch", image, argv, options=options, script=script)
+    return launched
 
 
 def state(tier: Tier, name: str) -> ContainerSummary:
@@ -415,8 +414,7 @@ def test_limits_and_stop_signal_hold_behind(tier: Tier) -> None:
 def test_on_the_host_image(tier: Tier) -> None:
     """The machine's own root, put together by the monitor."""
     with removed(tier, "mine"):
-        options = RunOptions(name="mine", service=ServiceOptions())
-        tier.driver.call("launch", "host", (), options=options, script="echo hi > /tmp/x; cat /tmp/x; exec sleep 1000")
+        launch(tier.driver, tier, "echo hi > /tmp/x; cat /tmp/x; exec sleep 1000", name="mine", image="host")
         wait_until(lambda: log(tier, "mine") == b"hi\n")
 
 
