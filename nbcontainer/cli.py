@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value
 from nbcontainer.engine.command_line import Option, Verb, read_choice
-from nbcontainer.engine.door import TypedBuild, TypedExec, TypedRun, hints, worded
+from nbcontainer.engine.door import TypedAttach, TypedBuild, TypedExec, TypedRun, TypedStart, hints, worded
 from nbcontainer.engine.tables import Message, Report, Shown, Table
 from nbcontainer.engine.verbs import VERBS, dispatch, overview
 from nbcontainer.errors import ContainerExit, ContainerStartError, InvalidOption, NbcontainerError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["TERMINAL_VERBS", "TerminalSession", "main"]
 
 _INTERRUPTED = 130
-_RUNNING = (["run"], ["exec"], ["start"], ["restart"])
+_RUNNING = (["run"], ["create"], ["exec"], ["start"], ["restart"], ["attach"])
 _BROKEN_PIPE = 141
 _TAIL = 64 * 1024
 
@@ -184,6 +184,10 @@ class TerminalSession:
 
     def execute(self, request: Typed) -> object:
         """Run the command between this process's own standard input and outputs."""
+        if isinstance(request, TypedRun) and request.behind:
+            return self._launched(request)
+        if isinstance(request, TypedAttach) or (isinstance(request, TypedStart) and request.attach):
+            return self._attached(request)
         stdin = sys.stdin.buffer if request.interactive else None
         found: tuple[str, ...] = ()
         if isinstance(request, TypedRun):
@@ -208,11 +212,39 @@ class TerminalSession:
             )
         else:
             result = self.engine.start(request.container, timeout=request.timeout, stdin=stdin, output=self.output)
-        for hint in (*result.notes, *found):
+        return self._told(request, result, found)
+
+    def _told(self, request: Typed, result: RunResult, hinted: tuple[str, ...] = ()) -> RunResult:
+        """Say what may help, and how it ended where its code does not tell."""
+        for hint in (*result.notes, *hinted):
             _complain(f"hint: {hint}")
         if result.reason != "exited":
             _complain(f"{_subject(request)}: {result.detail or result.reason}")
         return result
+
+    def _launched(self, request: TypedRun) -> object:
+        """Docker's answer: the id, and nothing else."""
+        asked: dict[str, Any] = {"options": request.options, "failed": request.failed}
+        with self.pulling(request.image, quiet=request.quiet) as listener:
+            if request.behind == "create":
+                del asked["failed"]
+                summary = self.engine.create(request.image, request.command, listener=listener, **asked)
+            else:
+                summary = self.engine.launch(request.image, request.command, listener=listener, **asked)
+        return Message(summary.id)
+
+    def _attached(self, request: TypedAttach | TypedStart) -> RunResult:
+        """Show what a container that runs on behind writes, with its input where that was asked for."""
+        start = isinstance(request, TypedStart)
+        wanted = request.interactive if isinstance(request, TypedStart) else request.stdin
+        result = self.engine.attach(
+            request.container,
+            start=start,
+            stdin=sys.stdin.buffer if wanted else None,
+            output=self.output,
+            pass_signals=True if isinstance(request, TypedStart) else request.pass_signals,
+        )
+        return self._told(request, result)
 
     def build(self, request: TypedBuild) -> object:
         """Build; the steps are shown on standard error, as docker does."""

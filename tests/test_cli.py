@@ -64,6 +64,35 @@ def test_exec_and_start_are_transparent_too(nbcontainer, engine, monkeypatch, ca
     assert nbcontainer("exec", "gone", "true") == 125
 
 
+def test_run_on_behind_answers_the_id(nbcontainer, engine, capsys):
+    """Docker's answer, for scripts."""
+    assert nbcontainer("run", "-d", "-i", "--name", "web", "debian", "sleep", "9") == 0
+    assert capsys.readouterr().out == f"c0ffee{'0' * 58}\n"
+    asked = engine.last("launch")
+    assert (asked["argv"], asked["options"].service.interactive) == (("sleep", "9"), True)
+    assert nbcontainer("create", "--name", "later", "debian") == 0
+    assert engine.last("create")["options"].name == "later"
+    engine.failure["launch"] = ContainerStartError("x: not found", exit_code=127)
+    assert nbcontainer("run", "-d", "debian", "x") == 127
+
+
+def test_attach_passes_on(nbcontainer, engine, monkeypatch, capfdbinary):
+    """Bytes, input, signals and the code; what ended it is said."""
+    stdin = io.TextIOWrapper(io.BytesIO(b"\xff"))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    engine.kept.append(RecordingEngine.container("web", id="b" * 64, state="running", service=True))
+    engine.scripts = [
+        Script(output=(("stdout", b"\xff"),), exit_code=7),
+        Script(exit_code=143, reason="stopped", detail="stopped by `%container stop`"),
+    ]
+    assert nbcontainer("attach", "web") == 7
+    assert capfdbinary.readouterr().out == b"\xff"
+    assert (engine.last("attach")["stdin"], engine.last("attach")["pass_signals"]) == (stdin.buffer, True)
+    assert nbcontainer("start", "-a", "web") == 143
+    assert (engine.last("attach")["stdin"], engine.last("attach")["start"]) == (None, True)
+    assert b"web: stopped by `nbcontainer stop`" in capfdbinary.readouterr().err
+
+
 ENDS = [
     (Script(exit_code=137, reason="signalled", detail="killed by signal 9"), 137, "debian: killed by signal 9"),
     (Script(exit_code=143, reason="timeout", detail="timeout 10 s"), 143, "debian: timeout 10 s"),

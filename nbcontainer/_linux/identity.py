@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ import signal
 from nbcontainer._linux.processes import pidfd_open
 
 __all__ = [
+    "boot_id",
     "first_child",
     "has_ended",
     "is_ending",
@@ -67,6 +69,14 @@ def _stat(pid: int) -> list[str]:
 def own_pid_namespace() -> int:
     """Which pid namespace the pids we see are numbers of."""
     return os.stat("/proc/self/ns/pid").st_ino
+
+
+@functools.lru_cache(maxsize=1)
+def boot_id() -> str:
+    """Which start of the machine this is (random(4), /proc/sys/kernel/random/boot_id); "" where it is not told."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    return ""
 
 
 def open_process(pid: int, started: int) -> int:

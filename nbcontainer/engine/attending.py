@@ -95,10 +95,12 @@ def attend(
     *,
     on_started: Callable[[], None] = lambda: None,
     on_accepted: Callable[[int], None] = lambda _: None,
+    on_running: Callable[[], None] = lambda: None,
 ) -> tuple[Outcome, Verdict]:
     """Start a command with pipes of its own, pump them until it is over; how it ended, and what its limits did.
 
-    `on_started` is called when the request is out, `on_accepted` with the pid when there is a process.
+    `on_started` is called when the request is out, `on_accepted` with the pid when there is a process, `on_running`
+    when that executes the command.
     """
     with contextlib.ExitStack() as undo:
         out_read, out_write = _pipe(undo)
@@ -122,6 +124,7 @@ def attend(
             source=given.source,
             sink=talk.sink,
             on_accepted=on_accepted,
+            on_running=on_running,
             timeout=talk.timeout,
             grace=talk.grace,
         )

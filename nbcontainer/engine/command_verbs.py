@@ -18,6 +18,7 @@ from nbcontainer.engine.command_line import (
     read_environment,
 )
 from nbcontainer.engine.door import TypedExec, TypedStart
+from nbcontainer.engine.tables import Message
 from nbcontainer.errors import InvalidOption
 from nbcontainer.model import ExecOptions
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from nbcontainer.engine.door import Session
+    from nbcontainer.engine.views import ContainerSummary
 
 __all__ = [
     "CELL_OPTIONS",
@@ -32,6 +34,7 @@ __all__ = [
     "ENVIRONMENT",
     "EXEC",
     "GRACE",
+    "RAISING",
     "TERMINAL_OPTIONS",
     "TIMEOUT",
     "USER",
@@ -63,14 +66,28 @@ def _exec(session: Session, arguments: Namespace) -> object:
 
 
 def _start(session: Session, arguments: Namespace) -> object:
-    return session.execute(_typed_start(arguments))
+    name = arguments.container
+    behind = arguments.detach or session.engine.is_service(name)
+    if behind and not arguments.attach and not arguments.interactive:
+        return _named(session.engine.start_behind(name))
+    return session.execute(_typed_start(arguments, attach=behind))
 
 
 def _restart(session: Session, arguments: Namespace) -> object:
+    name = arguments.container
+    if arguments.detach or session.engine.is_service(name):
+        return _named(session.engine.restart_behind(name, grace=arguments.time))
     return session.execute(_typed_start(arguments, restart=True, grace=arguments.time))
 
 
-def _typed_start(arguments: Namespace, *, restart: bool = False, grace: float | None = None) -> TypedStart:
+def _named(summary: ContainerSummary) -> object:
+    """Docker's answer: the container's name."""
+    return Message(summary.name or summary.id[:12])
+
+
+def _typed_start(
+    arguments: Namespace, *, restart: bool = False, grace: float | None = None, attach: bool = False
+) -> TypedStart:
     return TypedStart(
         container=arguments.container,
         restart=restart,
@@ -80,6 +97,7 @@ def _typed_start(arguments: Namespace, *, restart: bool = False, grace: float | 
         err=arguments.err or "",
         raise_error=not arguments.no_raise_error,
         interactive=arguments.interactive,
+        attach=attach,
     )
 
 
@@ -167,6 +185,7 @@ CELL_OPTIONS: tuple[Option, ...] = (
 )
 """What a cell adds: who runs its text, where its output goes, what happens when it fails."""
 _RESULT_OPTIONS = tuple(option for option in CELL_OPTIONS if option.name in {"out", "err", "no_raise_error"})
+RAISING: tuple[Option, ...] = tuple(option for option in CELL_OPTIONS if option.name == "no_raise_error")
 TERMINAL_OPTIONS: tuple[Option, ...] = (
     Option(flags=("-i", "--interactive"), door="terminal", help="pass standard input to the command"),
     Option(flags=("-i", "--interactive"), door="notebook", refusal=_NO_TERMINAL),
@@ -208,19 +227,27 @@ COMMAND_VERBS: tuple[Verb, ...] = (
         summary="Run a kept container once more, in the files it left",
         description=(
             "The same command or cell with the same options; output streams as it does for run. Volumes and devices are"
-            " checked anew."
+            " checked anew. What ran on behind, or was made by create, does so again."
         ),
         handler=_start,
         positionals=(_KEPT,),
-        options=(TIMEOUT, *_RESULT_OPTIONS, *TERMINAL_OPTIONS),
-        examples=("start work",),
+        options=(
+            Option(flags=("-a", "--attach"), help="of one that runs on behind, show what it writes until it ends"),
+            Option(flags=("-d", "--detach"), help="let it run on behind, also if it did not before"),
+            TIMEOUT,
+            *_RESULT_OPTIONS,
+            *TERMINAL_OPTIONS,
+        ),
+        examples=("start work", "start -a web"),
     ),
     Verb(
         name="restart",
         summary="End a kept container, in whichever notebook it runs, and start it here",
+        description="What runs on behind goes on doing so.",
         handler=_restart,
         positionals=(_KEPT,),
         options=(
+            Option(flags=("-d", "--detach"), help="let it run on behind, also if it did not before"),
             Option(flags=("-t", "--time"), metavar="TIME", help="as the -t of stop", read=_read_grace),
             TIMEOUT,
             *_RESULT_OPTIONS,

@@ -31,6 +31,7 @@ __all__ = [
     "SecretSource",
     "Session",
     "Typed",
+    "TypedAttach",
     "TypedBuild",
     "TypedExec",
     "TypedRun",
@@ -52,7 +53,8 @@ class TypedRun:
     """A ``run`` as typed: what the engine needs, and what only the door needs (`out` to `interactive`).
 
     `out` and `err` name user variables that take the text of a stream instead of the screen. With `failed` it runs in
-    the state of the last build's failed step, and `image` says nothing.
+    the state of the last build's failed step, and `image` says nothing. `behind` is for one that is not waited for: it
+    is started, or only made.
     """
 
     image: str
@@ -66,6 +68,7 @@ class TypedRun:
     expand: bool = False
     interactive: bool = False
     failed: FailedState = ""
+    behind: Literal["", "start", "create"] = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +113,10 @@ class TypedExec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypedStart:
-    """A ``start`` or ``restart`` as typed: `grace` is for the one that runs, `timeout` for the one that is started."""
+    """A ``start`` or ``restart`` as typed: `grace` is for the one that runs, `timeout` for the one that is started.
+
+    With `attach` it is one that runs on behind, and is shown all the same.
+    """
 
     container: str
     restart: bool = False
@@ -120,9 +126,20 @@ class TypedStart:
     err: str = ""
     raise_error: bool = True
     interactive: bool = False
+    attach: bool = False
 
 
-Typed = TypedRun | TypedExec | TypedStart
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedAttach:
+    """An ``attach`` as typed; `stdin` and `pass_signals` are for a terminal."""
+
+    container: str
+    stdin: bool = True
+    pass_signals: bool = True
+    raise_error: bool = True
+
+
+Typed = TypedRun | TypedExec | TypedStart | TypedAttach
 
 
 class Session(Protocol):

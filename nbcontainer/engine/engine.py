@@ -26,7 +26,11 @@ from nbcontainer.engine.disk import disk_usage, tree_size
 from nbcontainer.engine.executing import ExecRequest, execute
 from nbcontainer.engine.filters import Filter, created_before, has_labels
 from nbcontainer.engine.lifecycle import Lifecycle
+from nbcontainer.engine.logs import last_lines, read_log, within
+from nbcontainer.engine.records import Stored
+from nbcontainer.engine.results import bad_end
 from nbcontainer.engine.running import Placed, RunRequest, Subject, carry_out, place, place_again
+from nbcontainer.engine.service import plain_service
 from nbcontainer.engine.session import Session
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.views import (
@@ -72,12 +76,13 @@ from nbcontainer.model import (
     Reference,
     RunOptions,
     RunResult,
+    ServiceOptions,
     ignore,
 )
 from nbcontainer.store import lock_store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -85,7 +90,7 @@ if TYPE_CHECKING:
     from nbcontainer.build.request import BuildOptions, FailedStep
     from nbcontainer.engine.doctor import DoctorReport
     from nbcontainer.engine.door import FailedState
-    from nbcontainer.engine.records import ContainerRecords
+    from nbcontainer.engine.records import ContainerRecords, Record
     from nbcontainer.images.image import Image
     from nbcontainer.images.library import Library
     from nbcontainer.store import Volume
@@ -234,14 +239,20 @@ class Engine:
             output=output,
         )
         session = self._connect()
+        request, placed = self._placed(session, request, listener, failed)
+        return self._carried_out(session, request, placed, check=check)
+
+    def _placed(
+        self, session: Session, request: RunRequest, listener: Listener, failed: FailedState
+    ) -> tuple[RunRequest, Placed]:
+        options = request.options
         with lock_store(self.settings.root, shared=True):
-            subject = self._failed_subject(failed) if failed else self._subject(image, options, listener)
+            subject = self._failed_subject(failed) if failed else self._subject(request.image, options, listener)
             if failed and options.network is None:
                 request = dataclasses.replace(
                     request, options=dataclasses.replace(options, network=self.failed_step().network)
                 )
-            placed = place(session, request, subject)
-        return self._carried_out(session, request, placed, check=check)
+            return request, place(session, request, subject)
 
     def _carried_out(self, session: Session, request: RunRequest, placed: Placed, *, check: bool) -> RunResult:
         try:
@@ -272,6 +283,8 @@ class Engine:
                 raise Conflict(
                     f"container {container} is running already; `%container restart {container}` ends it first"
                 )
+            if stored.service:
+                raise Conflict(f"container {container} runs on behind; start_behind or attach(start=True) start it so")
             request, placed = place_again(session, stored, timeout=timeout, stdin=stdin, output=output)
         return self._carried_out(session, request, placed, check=check)
 
@@ -289,8 +302,134 @@ class Engine:
         stored = self._records.find(container)
         if not stored.fields.get("keep"):
             raise Conflict(f"container {container} is thrown away when it ends; give it a --name to start it again")
+        if stored.service:
+            raise Conflict(f"container {container} runs on behind; restart_behind starts it so again")
         self._lifecycle.stop(stored.id, grace, verb="restart")
         return self.start(stored.id, timeout=timeout, stdin=stdin, output=output, check=check)
+
+    # --- containers that run on behind ------------------------------------------------------------------------------
+
+    def launch(
+        self,
+        image: str,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        listener: Listener = ignore,
+        failed: FailedState = "",
+    ) -> ContainerSummary:
+        """Start a container that runs on behind, as `options.service` has it, and return when its command runs.
+
+        It has a monitor process of its own and lives on when this process ends. What it writes goes to its log. The
+        rest is as for `run`; it stays when it has ended, unless `options.remove`.
+        """
+        session = self._connect()
+        request = _request_behind(image, argv, options, script, shell)
+        placed = self._placed(session, request, listener, failed)[1]
+        self._begin(session, placed.record, fresh=True)
+        stored = session.records.again(Stored(directory=placed.record.directory, fields={}, locked=False))
+        if stored is None:  # it was over at once, and thrown away
+            stored = Stored(directory=placed.record.directory, fields=placed.record.fields, locked=False)
+        return stored.summary()
+
+    def create(
+        self,
+        image: str,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        listener: Listener = ignore,
+    ) -> ContainerSummary:
+        """Make a container that `start_behind` can start; the rest is as for `launch`."""
+        session = self._connect()
+        placed = self._placed(session, _request_behind(image, argv, options, script, shell), listener, "")[1]
+        placed.record.close()
+        return self._records.find(placed.record.id).summary()
+
+    def _begin(self, session: Session, record: Record, *, fresh: bool) -> None:
+        from nbcontainer.engine import services
+
+        services.begin(session.settings, record, fresh=fresh)
+
+    def is_service(self, container: str) -> bool:
+        """Whether a container runs on behind, or did when it ran."""
+        return self._records.find(container).service
+
+    def start_behind(self, container: str) -> ContainerSummary:
+        """Start a kept container once more, on behind; nothing is done to one that runs so already."""
+        session = self._connect()
+        with lock_store(self.settings.root, shared=True):
+            stored = self._records.settled(self._records.find(container))
+            if stored.locked and stored.service:
+                return stored.summary()
+            if stored.locked:
+                raise Conflict(f"container {container} is running in a notebook or a terminal; stop it first")
+            record = session.records.reopen(stored)
+            if not stored.service:
+                record.update(**plain_service())
+        self._begin(session, record, fresh=False)
+        return (session.records.again(stored) or stored).summary()
+
+    def restart_behind(self, container: str, *, grace: float | None = None) -> ContainerSummary:
+        """End a kept container if it runs, in whichever notebook, as `stop` does, and start it on behind."""
+        stored = self._records.find(container)
+        self._lifecycle.stop(stored.id, grace, verb="restart")
+        return self.start_behind(stored.id)
+
+    def attach(
+        self,
+        container: str,
+        *,
+        start: bool = False,
+        stdin: BinaryIO | None = None,
+        output: OutputSink,
+        pass_signals: bool = False,
+        check: bool = False,
+    ) -> RunResult:
+        """Show what a container that runs on behind writes from now on, until it ends; with `start`, start it first.
+
+        What can be read from `stdin` is passed to it if it was started with its input open. With `pass_signals` Ctrl-C
+        goes to the container; else it ends this call alone. With `check` a bad end raises `ContainerExit`.
+        """
+        from nbcontainer.engine import services
+
+        stored = self._records.find(container)
+        with services.log_from_now(stored) as follower:
+            if start:
+                self.start_behind(stored.id)
+                stored = self._records.find(stored.id)
+            result = services.attach(
+                self._records, self._lifecycle, stored, follower, stdin=stdin, output=output, pass_signals=pass_signals
+            )
+        if check and not result.ok:
+            raise bad_end(result, f"container {container}")
+        return result
+
+    def follow_logs(
+        self, container: str, *, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[LogLine]:
+        """The last `tail` lines of a container's log, and what it writes from now on, until it has ended.
+
+        `since` and `until` are unix seconds.
+        """
+        from nbcontainer.engine import services
+
+        stored = self._with_log(container)
+        return services.follow(self._records, stored, tail=tail, since=since, until=until)
+
+    def _with_log(self, container: str) -> Stored:
+        stored = self._records.find(container)
+        if not stored.fields.get("keep") and not stored.service:
+            raise InvalidInput(
+                f"container {stored.id[:12]} is thrown away when it ends, so no log is kept; give it a --name"
+            )
+        return stored
+
+    # --- commands beside, and what is known ---------------------------------------------------------------------------
 
     def exec(
         self,
@@ -328,17 +467,19 @@ class Engine:
         summaries = [stored.summary() for stored in self._records.walk() if not stored.abandoned]
         still = resources.paused([each.pid for each in summaries if each.pid is not None])
         summaries = [dataclasses.replace(each, paused=each.pid in still) for each in summaries]
-        chosen = [each for each in summaries if everything or each.state == "running"]
+        chosen = [each for each in summaries if everything or each.state in {"running", "restarting"}]
         return tuple(sorted(chosen, key=lambda each: -each.created))
 
-    def logs(self, container: str) -> tuple[LogLine, ...]:
-        """What a kept container wrote, in order."""
-        stored = self._records.find(container)
-        if not stored.fields.get("keep"):
-            raise InvalidInput(
-                f"container {stored.id[:12]} is thrown away when it ends, so no log is kept; give it a --name"
-            )
-        return self._records.output(stored)
+    def logs(
+        self, container: str, *, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> tuple[LogLine, ...]:
+        """What a container wrote, in order: one that is kept, or runs on behind.
+
+        As pieces that came at once, or with `tail` as its last lines. `since` and `until` are unix seconds.
+        """
+        stored = self._with_log(container)
+        pieces = within(read_log(stored.directory, since), since, until)
+        return tuple(pieces) if tail is None else tuple(last_lines(pieces, tail))
 
     def kill(self, container: str, *, number: int = signal.SIGKILL) -> ContainerSummary:
         """Send a signal to the command of a running container, of whichever notebook; SIGKILL ends all of it.
@@ -370,7 +511,7 @@ class Engine:
 
         With `volumes` those that were made for it go, too, where no other container names them.
         """
-        stored = self._records.find(container)
+        stored = self._records.settled(self._records.find(container))
         if stored.locked:
             if not force:
                 raise Conflict(
@@ -804,3 +945,25 @@ class Engine:
             size=0,
             compressed_size=0,
         )
+
+
+def _request_behind(
+    image: str,
+    argv: Sequence[str],
+    options: RunOptions | None,
+    script: str | bytes | None,
+    shell: Sequence[str],
+) -> RunRequest:
+    """The request for a container that runs on behind."""
+    options = options or RunOptions()
+    if script is not None and argv:
+        raise InvalidOption("give either a command or a script to run, not both")
+    return RunRequest(
+        image=image,
+        argv=tuple(argv),
+        options=dataclasses.replace(options, service=options.service or ServiceOptions()),
+        script=script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script,
+        shell=tuple(shell),
+        stdin=None,
+        output=None,
+    )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux import identity
 from nbcontainer._linux.cgroups import machine_hierarchies
+from nbcontainer.engine import control
 from nbcontainer.engine.ending import EndingVerb, Note
 from nbcontainer.errors import Conflict, ContainerError, ContainerNotFound, InvalidOption, UnsupportedHost
 from nbcontainer.runtime import freezer
@@ -37,6 +38,8 @@ DEFAULT_GRACE = 10.0
 """Seconds between the stop signal and the end of everything, as docker has it."""
 _STARTING = 5.0
 _LETTING_GO = 10.0
+_BETWEEN_LOOKS = 0.04
+"""Less than the shortest pause between two lives of a container."""
 _REAL_TIME = re.compile(r"(?:SIG)?RT(MIN|MAX)(?:([+-])(\d+))?", re.ASCII)
 
 
@@ -60,7 +63,7 @@ def signal_number(text: str) -> int:
     raise InvalidOption(f"there is no signal {text!r}{hint}")
 
 
-def process_fields(pid: int) -> dict[str, int]:
+def process_fields(pid: int) -> dict[str, int | str]:
     """What a record must say of a container's first process, so that nobody else is ever taken for it.
 
     Empty when that has ended already. The caller holds its pidfd.
@@ -69,7 +72,16 @@ def process_fields(pid: int) -> dict[str, int]:
         started = identity.start_time(pid)
     except (ProcessLookupError, PermissionError):
         return {}
-    return {"pid": pid, "start_time": started, "pid_namespace": identity.own_pid_namespace()}
+    return {
+        "pid": pid,
+        "start_time": started,
+        "pid_namespace": identity.own_pid_namespace(),
+        "boot_id": identity.boot_id(),
+    }
+
+
+class _JustEndedError(Conflict):
+    """A container was to be ended, and has ended by itself meanwhile."""
 
 
 class Lifecycle:
@@ -80,16 +92,14 @@ class Lifecycle:
 
     def kill(self, container: str, number: int) -> ContainerSummary:
         """Send a signal to the command, or with SIGKILL end every process; waits for the end in that case."""
-        stored = self._running(container)
+        stored = self._running(container, halting=number == signal.SIGKILL)
+        if number == signal.SIGKILL:
+            return self.end(stored, verb="kill").summary()
         with self._first_process(stored) as (pid, pidfd):
             self._records.amend(stored, ended_by=Note(verb="kill", signals=(number,)).as_field())
-            if number == signal.SIGKILL:
-                freezer.thaw(pid)
-                identity.send_signal(pidfd, number)
-            else:
-                with contextlib.suppress(ProcessLookupError):
-                    _to_command(pid, pidfd, number, group=False)
-        return (self._released(stored) if number == signal.SIGKILL else stored).summary()
+            with contextlib.suppress(ProcessLookupError):
+                _to_command(pid, pidfd, number, group=False)
+        return stored.summary()
 
     def stop(self, container: str, grace: float | None = None, *, verb: EndingVerb = "stop") -> ContainerSummary:
         """End a container: its stop signal, a grace, then the end of every process. One that has ended is let be."""
@@ -98,36 +108,81 @@ class Lifecycle:
             return stored.summary()
         patience = _number(stored.fields.get("stop_timeout"), DEFAULT_GRACE) if grace is None else grace
         number = _stop_signal(stored)
-        with self._first_process(stored) as (pid, pidfd):
-            freezer.thaw(pid)
-            if patience > 0:
-                self._records.amend(stored, ended_by=Note(verb=verb, signals=(number,)).as_field())
-                with contextlib.suppress(ProcessLookupError):
-                    _to_command(pid, pidfd, number, group=True)
-            if patience <= 0 or not _wait_end(pidfd, patience):
-                sent = (number, int(signal.SIGKILL)) if patience > 0 else (int(signal.SIGKILL),)
-                with contextlib.suppress(ContainerNotFound):
-                    self._records.amend(stored, ended_by=Note(verb=verb, signals=sent).as_field())
-                identity.send_signal(pidfd, signal.SIGKILL)
+        with self._ending(stored, Note(verb=verb, signals=(number,))) as process:
+            if process is not None:
+                self._stop(stored, process, Note(verb=verb, signals=(number,)), patience)
         return self._released(stored).summary()
+
+    def _stop(self, stored: Stored, process: tuple[int, int], note: Note, patience: float) -> None:
+        pid, pidfd = process
+        freezer.thaw(pid)
+        if patience > 0:
+            self._records.amend(stored, ended_by=note.as_field())
+            with contextlib.suppress(ProcessLookupError):
+                _to_command(pid, pidfd, note.signals[0], group=True)
+        if patience <= 0 or not _wait_end(pidfd, patience):
+            sent = (*note.signals, int(signal.SIGKILL)) if patience > 0 else (int(signal.SIGKILL),)
+            with contextlib.suppress(ContainerNotFound):
+                self._records.amend(stored, ended_by=Note(verb=note.verb, signals=sent).as_field())
+            identity.send_signal(pidfd, signal.SIGKILL)
 
     def end(self, stored: Stored, *, verb: EndingVerb) -> Stored:
         """End a running container at once and wait until its notebook has let go of it."""
-        with self._first_process(stored) as (pid, pidfd):
-            self._records.amend(stored, ended_by=Note(verb=verb, signals=(int(signal.SIGKILL),)).as_field())
-            freezer.thaw(pid)
-            identity.send_signal(pidfd, signal.SIGKILL)
+        note = Note(verb=verb, signals=(int(signal.SIGKILL),))
+        with self._ending(stored, note) as process:
+            if process is not None:
+                pid, pidfd = process
+                self._records.amend(stored, ended_by=note.as_field())
+                freezer.thaw(pid)
+                identity.send_signal(pidfd, signal.SIGKILL)
         return self._released(stored)
 
+    @contextlib.contextmanager
+    def _ending(self, stored: Stored, note: Note) -> Iterator[tuple[int, int] | None]:
+        """PID 1 of a container that is to be ended for good, as `_first_process` has it; None when nothing runs.
+
+        One that runs behind is in a pause between two lives, perhaps, or ends by itself just now: then it has ended.
+        """
+        with contextlib.ExitStack() as undo:
+            process = None
+            try:
+                if not stored.service:
+                    process = undo.enter_context(self._first_process(stored))
+                elif (now := self._halt(stored, note)) is not None:
+                    process = undo.enter_context(self._first_process(now))
+            except _JustEndedError:
+                if not stored.service:
+                    raise
+            yield process
+
     def wait(self, container: str) -> ContainerSummary:
-        """Wait for a container's end; raise `ContainerError` when nobody saw how it ended."""
+        """Wait for a container's end; raise `ContainerError` when nobody saw how it ended.
+
+        The end of one life is enough, also when its policy is to start it again.
+        """
         stored = self._records.find(container)
-        released = self._records.await_release(stored) if stored.locked else stored
-        assert released is not None
+        if stored.service and stored.locked:
+            released = self._end_of_life(stored)
+        else:
+            found = self._records.await_release(stored) if stored.locked else stored
+            assert found is not None
+            released = found
         summary = released.summary()
         if summary.exit_code is None:
             raise ContainerError(f"container {container} has no exit code: {summary.reason or 'it never started'}")
         return summary
+
+    def _end_of_life(self, stored: Stored) -> Stored:
+        """The record when the life that is now, or was last, has ended."""
+        pause = 0.001
+        with self._records.watching(stored) as look:
+            now = look()
+            life = now.fields.get("restarts")
+            while now.locked and now.fields.get("finished") is None and now.fields.get("restarts") == life:
+                time.sleep(pause)
+                pause = min(pause * 2, _BETWEEN_LOOKS)
+                now = look()
+            return now
 
     def rename(self, container: str, name: str) -> ContainerSummary:
         """Give a container, running or not, another name."""
@@ -162,11 +217,35 @@ class Lifecycle:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    def _running(self, container: str) -> Stored:
+    def _running(self, container: str, *, halting: bool = False) -> Stored:
         stored = self._records.find(container)
         if not stored.locked:
             raise Conflict(f"container {container} is not running; `%container ps -a` says how it ended")
+        if stored.fields.get("restarting") and not halting:
+            raise Conflict(f"container {container} is restarting; wait until it is running, or stop it")
         return stored
+
+    def _halt(self, stored: Stored, note: Note) -> Stored | None:
+        """Tell a container's monitor that it must not start it again.
+
+        Answers the container as it is then, with a process that has to be ended; None when nothing of it runs.
+        """
+        self._records.amend(stored, ended_by=note.as_field())
+        deadline = time.monotonic() + _STARTING
+        while True:
+            with contextlib.suppress(control.NoMonitor):  # it is starting, or leaving
+                control.ask(stored.directory, "halt")
+                break
+            now = self._records.again(stored)
+            if now is None or not now.locked:
+                return None
+            if time.monotonic() > deadline:
+                raise Conflict(f"the monitor of container {stored.id[:12]} does not answer; try again")
+            time.sleep(0.01)
+        now = self._records.again(stored)
+        if now is None or not now.locked or now.fields.get("restarting"):
+            return None
+        return now
 
     @contextlib.contextmanager
     def _first_process(self, stored: Stored) -> Iterator[tuple[int, int]]:
@@ -185,7 +264,7 @@ class Lifecycle:
                 raise Conflict(
                     f"container {stored.id[:12]} has ended, but its notebook has not noticed; interrupt its cell"
                 ) from problem
-            raise Conflict(f"container {stored.id[:12]} has just ended by itself") from problem
+            raise _JustEndedError(f"container {stored.id[:12]} has just ended by itself") from problem
         try:
             yield int(pid), pidfd
         finally:
@@ -202,7 +281,7 @@ class Lifecycle:
                 raise Conflict(f"container {stored.id[:12]} has been starting for some time; try again")
             time.sleep(0.01)
             current = next((each for each in self._records.walk() if each.id == stored.id), None)
-        raise Conflict(f"container {stored.id[:12]} has just ended by itself")
+        raise _JustEndedError(f"container {stored.id[:12]} has just ended by itself")
 
     def _released(self, stored: Stored) -> Stored:
         try:

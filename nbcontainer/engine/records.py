@@ -3,7 +3,7 @@
 ``containers/<id>/record.json`` is locked (flock) by whoever supervises the container, for as long as it runs; a
 record that says "running" without a lock belongs to a supervisor that died. So `ps` is right after a kill -9 and
 after a reboot. Beside it lie ``upper`` and ``work`` (written inside, so owned by container ids) and, for containers
-that are kept, ``output.jsonl``.
+that are kept or run on behind, their log (`nbcontainer.engine.logs`).
 """
 
 from __future__ import annotations
@@ -21,28 +21,42 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from nbcontainer.engine.views import ContainerSummary, LogLine
+from nbcontainer._linux import identity
+from nbcontainer.engine.logs import LogWriter, limits_of, read_log
+from nbcontainer.engine.views import ContainerSummary
 from nbcontainer.engine.volume_use import mounted
 from nbcontainer.errors import Conflict, ContainerNotFound, InvalidOption, InvalidReference, StorageError
 from nbcontainer.model import ContainerId
 from nbcontainer.store import FileLock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["ContainerRecords", "Record"]
+    from nbcontainer.engine.views import ContainerState, LogLine
+
+__all__ = ["ContainerRecords", "Record", "Stored"]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
 _RECORD = "record.json"
-_OUTPUT = "output.jsonl"
 _SCRIPT = "cell"
 _ABANDONED_AFTER = 3600.0
 _LISTED = "; `%container ps -a` lists those that are here"
 _LONGEST_PAUSE = 0.05
 _LONGEST_RECORD = 16 << 20
 _BUSY = 0.5
-_OUTPUT_LIMIT = 64 * 1024 * 1024
-_OF_ONE_RUN = ("pid", "start_time", "pid_namespace", "started", "finished", "exit_code", "reason", "ended_by")
+_SETTLING = 10.0
+_OF_ONE_RUN = (
+    "pid",
+    "start_time",
+    "pid_namespace",
+    "started",
+    "finished",
+    "exit_code",
+    "reason",
+    "ended_by",
+    "health",
+    "restarting",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,10 +81,8 @@ class Stored:
         """As `ps` shows it."""
         fields = self.fields
         finished, code = fields.get("finished"), fields.get("exit_code")
-        reason = str(fields.get("reason") or "")
-        state: Literal["running", "exited", "dead"] = "running" if self.locked else "exited"
-        if not self.locked and finished is None:
-            state, reason = "dead", "its notebook ended without saying how"
+        state, reason = self._state()
+        health = fields.get("health")
         return ContainerSummary(
             id=self.id,
             name=str(fields.get("name", "")),
@@ -81,13 +93,40 @@ class Stored:
             finished=finished,
             exit_code=code,
             reason=reason,
-            pid=fields.get("pid") if self.locked else None,
+            pid=fields.get("pid") if state == "running" else None,
             started=fields.get("started"),
             title=str(fields.get("title", "")),
             labels=fields.get("labels") or {},
             chain=str(fields.get("chain", "")),
             mounted=mounted(fields),
+            service=self.service,
+            health=str(health.get("status", "")) if isinstance(health, dict) and state == "running" else "",
         )
+
+    @property
+    def service(self) -> bool:
+        """Whether it runs on behind: then it has a monitor instead of a notebook."""
+        return isinstance(self.fields.get("service"), dict)
+
+    @property
+    def ending(self) -> bool:
+        """Whether it has ended, and its monitor is about to leave, or to start it again."""
+        fields = self.fields
+        return self.service and self.locked and fields.get("finished") is not None and not fields.get("restarting")
+
+    def _state(self) -> tuple[ContainerState, str]:
+        """What it is doing, and why it ended."""
+        fields = self.fields
+        reason = str(fields.get("reason") or "")
+        if self.locked and not self.ending:
+            return ("restarting" if fields.get("restarting") else "running"), reason
+        if fields.get("finished") is not None:
+            return "exited", reason
+        if self.service and fields.get("started") is None:
+            return "created", reason
+        if fields.get("boot_id", identity.boot_id()) != identity.boot_id():
+            return "dead", "the machine was restarted while it ran"
+        return "dead", "lost: its monitor was killed" if self.service else "its notebook ended without saying how"
 
 
 class Record:
@@ -97,8 +136,7 @@ class Record:
         self.directory = directory
         self._fd = fd
         self._fields = fields
-        self._output = -1
-        self._written = 0
+        self._log = LogWriter(directory, limits_of(fields.get("log")))
 
     @property
     def id(self) -> ContainerId:
@@ -110,25 +148,29 @@ class Record:
         """Whether the container stays after it has ended."""
         return bool(self._fields["keep"])
 
-    def update(self, **fields: str | float | None) -> None:
+    def update(self, **fields: Any) -> None:
         """Change fields of the record; those that others have changed meanwhile (`amend`) stay as they are."""
         self._fields = _merge(self._fd, self._fields, fields)
+
+    def reread(self) -> dict[str, Any]:
+        """All fields as they are now on disk."""
+        self._fields = _fields(self._fd, self._fields)
+        return dict(self._fields)
 
     def read(self, name: str) -> Any:
         """A field as it is now on disk, where others may have written it; None when there is none."""
         return _fields(self._fd, self._fields).get(name)
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What the record said when it was read or changed last."""
+        return dict(self._fields)
+
     def append(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
-        """Keep output of a kept container, up to a cap."""
-        if not self.kept or self._written > _OUTPUT_LIMIT:
-            return
-        line = {"time": time.time(), "stream": stream, "log": data.decode("utf-8", "surrogateescape")}
-        with contextlib.suppress(OSError):  # a full disk ends the log, not the container
-            if self._output < 0:
-                flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-                self._output = os.open(os.path.join(self.directory, _OUTPUT), flags, 0o600)
-                self._written = os.fstat(self._output).st_size
-            self._written += os.write(self._output, json.dumps(line).encode() + b"\n")
+        """Keep output of a container that is kept or runs on behind."""
+        if self.kept or self._fields.get("service"):
+            with contextlib.suppress(OSError):  # a full disk ends the log, not the container
+                self._log.append(stream, data)
 
     def keep_script(self, script: bytes) -> None:
         """Keep the text of the cell, for the next start."""
@@ -143,10 +185,20 @@ class Record:
 
     def close(self) -> None:
         """Unlock; safe twice."""
-        for fd in (self._fd, self._output):
-            if fd >= 0:
-                os.close(fd)
-        self._fd = self._output = -1
+        self._log.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def renew(self) -> None:
+        """Forget what the last run left, for the next one."""
+        self.update(**dict.fromkeys(_OF_ONE_RUN))
+
+    def hand_over(self) -> int:
+        """The locked descriptor, the caller's from now on: the lock is held as long as it or a copy of it is open."""
+        fd, self._fd = self._fd, -1
+        self.close()
+        return fd
 
 
 class ContainerRecords:
@@ -317,6 +369,33 @@ class ContainerRecords:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             return Stored(directory=stored.directory, fields=_fields(fd, stored.fields), locked=False)
 
+    @contextlib.contextmanager
+    def watching(self, stored: Stored) -> Iterator[Callable[[], Stored]]:
+        """Lend a look at a record that can be taken again and again, also when the container is thrown away."""
+        with self._opened(stored) as fd:
+
+            def look() -> Stored:
+                fields = _fields(fd, stored.fields)
+                locked = not _try_lock(fd)
+                if not locked:
+                    fcntl.flock(fd, fcntl.LOCK_UN)
+                return Stored(directory=stored.directory, fields=fields, locked=locked)
+
+            yield look
+
+    def settled(self, stored: Stored) -> Stored:
+        """Wait for the moment in which the monitor of a container that has ended decides what comes next."""
+        deadline = time.monotonic() + _SETTLING
+        with contextlib.suppress(ContainerNotFound), self.watching(stored) as look:
+            while stored.ending and time.monotonic() < deadline:
+                time.sleep(0.005)
+                stored = look()
+        return stored
+
+    def again(self, stored: Stored) -> Stored | None:
+        """The record as it is now; None when it is gone."""
+        return self._load(stored.directory)
+
     def rename(self, stored: Stored, name: str) -> None:
         """Give a container another name, running or not; raise `Conflict` when it is taken."""
         with FileLock(self._names):
@@ -355,17 +434,8 @@ class ContainerRecords:
             return None
 
     def output(self, stored: Stored) -> tuple[LogLine, ...]:
-        """What a kept container wrote, in order."""
-        lines: list[LogLine] = []
-        path = os.path.join(stored.directory, _OUTPUT)
-        with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8", errors="replace") as file:
-            for text in file:
-                with contextlib.suppress(ValueError, KeyError, TypeError):
-                    entry = json.loads(text)
-                    data = str(entry["log"]).encode("utf-8", "surrogateescape")
-                    stream: Literal["stdout", "stderr"] = "stderr" if entry["stream"] == "stderr" else "stdout"
-                    lines.append(LogLine(time=float(entry["time"]), stream=stream, data=data))
-        return tuple(lines)
+        """What a container wrote, in order."""
+        return read_log(stored.directory)
 
 
 def _try_lock(fd: int, kind: int = fcntl.LOCK_SH) -> bool:

@@ -21,6 +21,7 @@ from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
 from nbcontainer.engine.roots import root_of, saved_root
 from nbcontainer.engine.saved import saved_spec, spec_of
+from nbcontainer.engine.service import service_fields
 from nbcontainer.engine.successors import new_container_id
 from nbcontainer.engine.volume_use import anonymous_of, fill, found_again, let_go, using, volume_fields, wanted_volumes
 from nbcontainer.engine.volumes import resolved_volumes
@@ -51,7 +52,7 @@ _TITLE = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What was asked, as parsed."""
+    """What was asked, as parsed; `on_running` is called when the command is being executed."""
 
     image: str
     argv: tuple[str, ...]
@@ -60,6 +61,7 @@ class RunRequest:
     shell: tuple[str, ...]
     stdin: bytes | BinaryIO | None
     output: OutputSink | None
+    on_running: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
     options = request.options
     check_limits(options.limits, frozenset(os.sched_getaffinity(0)))
     keep = not options.remove if options.remove is not None else bool(options.name)
+    keep = keep or options.service is not None  # its monitor throws it away
     wanted = wanted_volumes(options, subject.config)
     kind = None if keep or wanted else _kind(request, subject)
     container = (kind and session.successors.take(kind)) or new_container_id()
@@ -155,6 +158,7 @@ def _fields_of(
         **({} if subject.chain else {"root": saved_root(spec.root, session.records.path(spec.id))}),
         **({"labels": labels} if labels else {}),
         **_remembered(options, subject.config),
+        **service_fields(options, subject.config),
         "spec": saved_spec(spec),
     }
 
@@ -166,8 +170,12 @@ def place_again(
     timeout: float | None,
     stdin: bytes | BinaryIO | None,
     output: OutputSink | None,
+    record: Record | None = None,
 ) -> tuple[RunRequest, Placed]:
-    """Decide the next life of a container that was kept; raise before anything of it is changed."""
+    """Decide the next life of a container that was kept; raise before anything of it is changed.
+
+    `record` is for who has hold of it already.
+    """
     started = time.monotonic()
     spec = spec_of(stored)
     check_limits(spec.limits, frozenset(os.sched_getaffinity(0)))
@@ -194,7 +202,10 @@ def place_again(
         stdin=stdin,
         output=output,
     )
-    record = session.records.reopen(stored)
+    if record is None:
+        record = session.records.reopen(stored)
+    else:
+        record.renew()
     return request, Placed(
         subject=subject, spec=spec, record=record, started=started, again=True, volumes=anonymous_of(stored)
     )
@@ -307,6 +318,7 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
             Talk(stdin=request.stdin, sink=heard.take, timeout=timeout, grace=grace),
             start,
             on_started=lambda: _announce_successor(session, request, placed),
+            on_running=request.on_running,
             on_accepted=lambda pid: record.update(started=time.time(), **process_fields(pid)),
         )
         ran = Ran(id=record.id, image=placed.subject.name, argv=spec.argv, started=placed.started)

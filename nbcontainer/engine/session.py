@@ -44,14 +44,15 @@ _TASK_MODULES = (
 class Session:
     """The open store and everything that works on it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, runtime: Runtime | None = None, sweeping: bool = True) -> None:
+        """`runtime` is for who runs one container alone and can do with less: it becomes ours."""
         self.settings = settings
         self.id_map: IdMap = idmaps.id_map_for_host()
         self.privileged = self.id_map.method == "privileged"
         self._open_store()
         points = host_image.mount_points(_mountinfo())
         self._points = points
-        self.runtime: Runtime = NativeRuntime(
+        self.runtime: Runtime = runtime or NativeRuntime(
             settings.root,
             self.id_map,
             pool_size=settings.pool_size,
@@ -73,7 +74,8 @@ class Session:
         )
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
         self._recovered = 0
-        self._sweep()
+        if sweeping:
+            self._sweep()
 
     @property
     def tier(self) -> str:

@@ -457,8 +457,14 @@ def describe_image(detail: ImageDetail) -> dict[str, Any]:
 
 def _status(row: ContainerSummary) -> str:
     if row.state == "running":
-        paused = " (Paused)" if row.paused else ""
+        health = f" ({'health: ' if row.health == 'starting' else ''}{row.health})" if row.health else ""
+        paused = " (Paused)" if row.paused else health
         return f"Up {span_text(time.time() - (row.started or row.created))}{paused}"
+    if row.state == "restarting":
+        code = "" if row.exit_code is None else f" ({row.exit_code})"
+        return f"Restarting{code} {ago(row.finished)}".rstrip()
+    if row.state == "dead" and row.reason:
+        return f"Dead, {row.reason}"
     if row.state != "exited":
         return row.state.capitalize()
     code = "" if row.exit_code is None else f" ({row.exit_code})"
@@ -497,6 +503,9 @@ def container_table(
 def describe_container(detail: ContainerDetail) -> dict[str, Any]:
     """``inspect CONTAINER``: the summary in docker's words, then the record as kept."""
     summary = detail.summary
+    record = detail.record
+    health = record.get("health")
+    service = record.get("service")
     return {
         "Id": summary.id,
         "Name": summary.name,
@@ -507,12 +516,49 @@ def describe_container(detail: ContainerDetail) -> dict[str, Any]:
             "Status": summary.state,
             "Pid": summary.pid,
             "ExitCode": summary.exit_code,
+            "StartedAt": _iso(summary.started),
             "FinishedAt": _iso(summary.finished),
             "Reason": summary.reason,
+            **({"Health": _describe_health(health)} if isinstance(health, dict) else {}),
         },
+        **(_describe_service(record, service) if isinstance(service, dict) else {}),
         "Labels": dict(summary.labels),
-        "Mounts": container_mounts(detail.record),
-        "Record": detail.record,
+        "Mounts": container_mounts(record),
+        "Record": record,
+    }
+
+
+def _describe_health(health: dict[str, Any]) -> dict[str, Any]:
+    results = health.get("results")
+    return {
+        "Status": health.get("status"),
+        "FailingStreak": health.get("failing"),
+        "Log": [
+            {
+                "Start": _iso(each.get("start")),
+                "End": _iso(each.get("end")),
+                "ExitCode": each.get("exit_code"),
+                "Output": each.get("output"),
+            }
+            for each in (results if isinstance(results, list) else [])
+        ],
+    }
+
+
+def _describe_service(record: dict[str, Any], service: dict[str, Any]) -> dict[str, Any]:
+    name, _, most = str(service.get("restart", "no")).partition(":")
+    log = record.get("log")
+    log = log if isinstance(log, dict) else {}
+    return {
+        "RestartCount": record.get("restarts", 0),
+        "HostConfig": {
+            "RestartPolicy": {"Name": name, "MaximumRetryCount": int(most or 0)},
+            "AutoRemove": bool(service.get("remove")),
+            "LogConfig": {
+                "Type": "json-file",
+                "Config": {"max-size": str(log.get("size", "")), "max-file": str(log.get("files", ""))},
+            },
+        },
     }
 
 

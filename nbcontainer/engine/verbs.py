@@ -7,11 +7,9 @@ knows how to draw itself (`nbcontainer.engine.tables`), or None when everything 
 from __future__ import annotations
 
 import fnmatch
-import re
 import signal
 from argparse import Namespace
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nbcontainer.engine import tables
 from nbcontainer.engine.build_verbs import BUILD_VERBS
@@ -36,6 +34,7 @@ from nbcontainer.engine.command_verbs import (
     ENVIRONMENT,
     EXEC,
     GRACE,
+    RAISING,
     TERMINAL_OPTIONS,
     TIMEOUT,
     USER,
@@ -54,6 +53,7 @@ from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
 from nbcontainer.engine.mount_options import MOUNT_OPTIONS, split_mounts
 from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
+from nbcontainer.engine.service_verbs import DETACH, SERVICE_OPTIONS, service_options, service_verbs
 from nbcontainer.engine.views import ContainerDetail, VolumeSummary
 from nbcontainer.engine.volume_verbs import FORMAT, VOLUME_VERBS
 from nbcontainer.errors import ContainerNotFound, InvalidOption, InvalidReference
@@ -200,8 +200,16 @@ def _run(session: Session, arguments: Namespace) -> object:
     return session.execute(run_request(arguments))
 
 
-def run_request(arguments: Namespace) -> TypedRun:
-    """What the parsed arguments of ``run`` ask for."""
+def _create(session: Session, arguments: Namespace) -> object:
+    lacking = dict.fromkeys(_WAITED_FOR)
+    return session.execute(run_request(Namespace(**{**lacking, **vars(arguments)}), create=True))
+
+
+def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
+    """What the parsed arguments of ``run``, or ``create``, ask for."""
+    behind: Literal["", "start", "create"] = "create" if create else "start" if arguments.detach else ""
+    if behind and (arguments.out or arguments.err):
+        raise InvalidOption("--out and --err take the output of a run that is waited for; `logs` has that of this one")
     entrypoint = arguments.entrypoint
     image, command = arguments.image, arguments.command
     if arguments.before and not arguments.failed:
@@ -225,6 +233,7 @@ def run_request(arguments: Namespace) -> TypedRun:
         pull=arguments.pull or "missing",
         platform=arguments.platform or "",
         timeout=arguments.timeout,
+        service=service_options(arguments, behind=bool(behind)),
         **{**sandbox, "tmpfs": (*sandbox["tmpfs"], *in_memory)},
     )
     return TypedRun(
@@ -239,6 +248,7 @@ def run_request(arguments: Namespace) -> TypedRun:
         expand=arguments.expand,
         interactive=arguments.interactive,
         failed=("before" if arguments.before else "after") if arguments.failed else "",
+        behind=behind,
     )
 
 
@@ -301,16 +311,6 @@ def _rename(session: Session, arguments: Namespace) -> object:
     return tables.Message(f"{arguments.container} is now {summary.name}")
 
 
-def _logs(session: Session, arguments: Namespace) -> object:
-    pieces = [(line.time, line.stream, line.data) for line in session.engine.logs(arguments.container)]
-    lines = [(time, stream, line) for time, stream, data in pieces for line in re.findall(rb"[^\n]*\n|[^\n]+", data)]
-    kept = lines if arguments.tail is None else lines[max(0, len(lines) - arguments.tail) :]
-    for time, stream, line in kept:
-        stamp = f"{datetime.fromtimestamp(time, timezone.utc).isoformat()} ".encode() if arguments.timestamps else b""
-        session.output(stream, stamp + line)
-    return None
-
-
 def _disk_usage(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 - every handler has this shape
     return tables.disk_usage_table(session.engine.disk_usage())
 
@@ -339,14 +339,6 @@ def _help(session: Session, arguments: Namespace) -> object:
 
 
 # Readers of this table's own forms
-
-
-def _read_tail(text: str) -> int | None:
-    if text == "all":
-        return None
-    if not text.isascii() or not text.isdigit():
-        raise InvalidOption(f"--tail {text!r} is neither a number of lines nor all")
-    return int(text)
 
 
 def _read_last(text: str) -> int:
@@ -434,10 +426,11 @@ RUN = Verb(
         Option(flags=("--before",), help="with --failed, the state before that step"),
         *LIMIT_OPTIONS,
         *SANDBOX_OPTIONS,
+        DETACH,
+        *SERVICE_OPTIONS,
         *CELL_OPTIONS,
         *TERMINAL_OPTIONS,
         _QUIET_PULL,
-        Option(flags=("-d", "--detach"), refusal="containers that run on behind are not there yet"),
         Option(
             flags=("-p", "--publish"), metavar="PORTS", refusal="publishing ports is not there yet; try --network host"
         ),
@@ -447,11 +440,24 @@ RUN = Verb(
         "run -e GREETING=hello --timeout 1m30s debian sh -c 'echo $GREETING'",
         "run --memory 512m --cpus 1.5 --pids-limit 100 python python -c 'print(1)'",
         "run --name work --network host debian apt-get update",
+        "run -d --name web --restart on-failure:5 nginx",
     ),
+)
+
+_WAITED_FOR = frozenset({"detach", "out", "err", "failed", "before"})
+CREATE = Verb(
+    name="create",
+    summary="Make a container that start can start, on behind",
+    description="Takes the options of run. Nothing of it runs until start.",
+    handler=_create,
+    positionals=RUN.positionals,
+    options=tuple(option for option in RUN.options if option.name not in _WAITED_FOR),
+    examples=("create --name web --restart always nginx",),
 )
 
 VERBS: tuple[Verb, ...] = (
     RUN,
+    CREATE,
     *COMMAND_VERBS,
     Verb(
         name="pull",
@@ -598,22 +604,7 @@ VERBS: tuple[Verb, ...] = (
         ),
         examples=("rm work", "rm -v work"),
     ),
-    Verb(
-        name="logs",
-        summary="Show what a kept container wrote",
-        handler=_logs,
-        positionals=(Positional(name="CONTAINER", help="a name or an id", completes="container"),),
-        options=(
-            Option(
-                flags=("-n", "--tail"),
-                metavar="N",
-                help="only the last N lines; all is the default",
-                read=_read_tail,
-            ),
-            Option(flags=("-t", "--timestamps"), help="put the time before each line"),
-        ),
-        examples=("logs --tail 20 work",),
-    ),
+    *service_verbs(RAISING),
     *FILE_VERBS,
     *BUILD_VERBS,
     *RESOURCE_VERBS,

@@ -16,6 +16,7 @@ __all__ = [
     "CommittedImage",
     "ContainerDetail",
     "ContainerProcess",
+    "ContainerState",
     "ContainerSummary",
     "ContainerUsage",
     "CopyResult",
@@ -32,7 +33,7 @@ __all__ = [
     "VolumeSummary",
 ]
 
-ContainerState = Literal["created", "running", "exited", "dead"]
+ContainerState = Literal["created", "running", "restarting", "exited", "dead"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,8 @@ class ContainerSummary:
     """One line of ``ps``: times are unix seconds; `exit_code` is None while it runs or when nobody saw it end.
 
     `started` is its latest start; `title` is the first line of a cell's text, "" for a command. `chain` is the chain id
-    of its image, `mounted` the names of its volumes, the folders of this machine that it sees, and where.
+    of its image, `mounted` the names of its volumes, the folders of this machine that it sees, and where. A `service`
+    runs on behind; `health` is what its checks say, "" when there are none.
     """
 
     id: str
@@ -103,6 +105,8 @@ class ContainerSummary:
     labels: Mapping[str, str] = field(default_factory=dict)
     chain: str = ""
     mounted: tuple[str, ...] = ()
+    service: bool = False
+    health: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ from IPython.core.error import UsageError
 
 from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value, variable_value
-from nbcontainer.engine.door import FAILED, Typed, TypedBuild, TypedExec, TypedRun, TypedStart, hints
+from nbcontainer.engine.door import FAILED, Typed, TypedAttach, TypedBuild, TypedExec, TypedRun, TypedStart, hints
+from nbcontainer.engine.opening import Launched, address, behind_proxy, published_ports
 from nbcontainer.engine.settings import Settings
-from nbcontainer.engine.tables import Shown
+from nbcontainer.engine.tables import Message, Shown
 from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, dispatch
 from nbcontainer.errors import ContainerInterrupted, ContainerStartError, InvalidOption, NbcontainerError
 from nbcontainer.ipython.arguments import expand_body, expander, join_continued, split_line
@@ -130,6 +131,10 @@ class NotebookSession:
 
     def execute(self, request: Typed) -> object:
         """Run the cell or the line: stream its output, fill the variables asked for, raise when it failed."""
+        if isinstance(request, TypedRun) and request.behind:
+            return self._launched(request)
+        if isinstance(request, TypedAttach) or (isinstance(request, TypedStart) and request.attach):
+            return self._attached(request)
         captured: list[Stream] = []
         if request.out:
             captured.append("stdout")
@@ -142,6 +147,57 @@ class NotebookSession:
             if isinstance(request, TypedExec):
                 return self._answer(self._joined(request, writer))
             return self._answer(self._started(request, writer))
+
+    def _launched(self, request: TypedRun) -> object:
+        """Start or make a container that runs on behind; the cell, if there is one, is its script."""
+        command, script, stdin = self._input(request, request.image, f"%container run -d {request.image}")
+        if stdin is not None:
+            raise InvalidOption(
+                "with -d the cell is a script and cannot be COMMAND's input; leave COMMAND out, or write one line:"
+                f" %container run -d {request.image} COMMAND"
+            )
+        network: Any = request.options.network or (None if request.failed else self._magics.network)
+        asked: dict[str, Any] = {
+            "options": replace(request.options, network=network),
+            "script": script,
+            "shell": request.shell,
+        }
+        with self.pulling(request.image, quiet=request.quiet) as listener:
+            if request.behind == "create":
+                summary = self.engine.create(request.image, command, listener=listener, **asked)
+                return Message(summary.name or summary.id[:12])
+            summary = self.engine.launch(request.image, command, listener=listener, failed=request.failed, **asked)
+        return Launched(id=summary.id, name=summary.name, links=self._links(summary.id))
+
+    def _links(self, container: str) -> tuple[tuple[str, str], ...]:
+        """What a container publishes, and where the browser finds it."""
+        try:
+            detail = self.engine.inspect(container)
+        except NbcontainerError:  # it is over and thrown away
+            return ()
+        record = getattr(detail, "record", {})
+        proxied = behind_proxy(os.environ)
+        return tuple(
+            (str(port), address(port, os.environ, proxied=proxied))
+            for port in published_ports(record)
+            if port.protocol == "tcp"
+        )
+
+    def _attached(self, request: TypedAttach | TypedStart) -> object:
+        """Show what a container that runs on behind writes; an interrupt ends the showing alone."""
+        writer = OutputWriter(limit=self._magics.output_limit, captured=[])
+        start = isinstance(request, TypedStart)
+        try:
+            result = self.engine.attach(request.container, start=start, output=writer.write, check=request.raise_error)
+        except ContainerInterrupted:
+            raise
+        except KeyboardInterrupt:
+            writer.close()
+            sys.stderr.write(f"detached; {request.container} goes on\n")
+            return None
+        finally:
+            writer.close()
+        return self._answer(result)
 
     def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
         command, script, stdin = self._input(request, request.image, f"%container run {request.image}")
@@ -251,7 +307,14 @@ class NotebookSession:
         return (), cell, None
 
     @contextlib.contextmanager
-    def _shown(self, request: Typed, writer: OutputWriter, *, image: str = "", network: Any = "host") -> Iterator[None]:
+    def _shown(
+        self,
+        request: TypedRun | TypedExec | TypedStart,
+        writer: OutputWriter,
+        *,
+        image: str = "",
+        network: Any = "host",
+    ) -> Iterator[None]:
         """Whatever happens in the block: show what is left, fill the variables, and hint at a missing network."""
         try:
             yield

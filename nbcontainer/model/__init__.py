@@ -49,6 +49,7 @@ from nbcontainer.model.oci import (
 )
 from nbcontainer.model.platform import Platform
 from nbcontainer.model.reference import Reference
+from nbcontainer.model.service import HealthCheck, LogLimits, RestartName, RestartPolicy, ServiceOptions
 
 __all__ = [
     "BindMount",
@@ -62,6 +63,7 @@ __all__ = [
     "Event",
     "ExecOptions",
     "ExitReason",
+    "HealthCheck",
     "HistoryEntry",
     "IdMap",
     "IdRange",
@@ -71,6 +73,7 @@ __all__ = [
     "LayerState",
     "Limits",
     "Listener",
+    "LogLimits",
     "Manifest",
     "Mount",
     "MountKind",
@@ -82,8 +85,11 @@ __all__ = [
     "PullPolicy",
     "PullStarted",
     "Reference",
+    "RestartName",
+    "RestartPolicy",
     "RunOptions",
     "RunResult",
+    "ServiceOptions",
     "StepEnd",
     "StepFinished",
     "StepOutput",

@@ -6,7 +6,10 @@ A `ContainerSpec` is complete: any driver can execute it without asking the imag
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NewType
+from typing import TYPE_CHECKING, Literal, NewType
+
+if TYPE_CHECKING:
+    from nbcontainer.model.service import ServiceOptions
 
 __all__ = [
     "BindMount",
@@ -185,7 +188,8 @@ class ContainerSpec:
 class RunOptions:
     """What a person may ask of a run, in docker's words; None or empty means the image's or the engine's default.
 
-    `seccomp` is a profile's path or ``unconfined``; sizes are bytes, times are seconds.
+    `seccomp` is a profile's path or ``unconfined``; sizes are bytes, times are seconds. With `service` it runs on
+    behind.
     """
 
     name: str = ""
@@ -213,6 +217,7 @@ class RunOptions:
     no_new_privileges: bool = True
     stop_signal: str = ""
     stop_timeout: float | None = None
+    service: ServiceOptions | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

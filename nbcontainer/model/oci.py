@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from nbcontainer.errors import InvalidDigest, InvalidImage
 from nbcontainer.model.digest import Digest
 from nbcontainer.model.platform import Platform
+from nbcontainer.model.service import HealthCheck
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,6 +189,7 @@ class ImageConfig:
     volumes: tuple[str, ...] = ()
     stop_signal: str = ""
     shell: tuple[str, ...] = ()
+    health: HealthCheck | None = None
     history: tuple[HistoryEntry, ...] = ()
 
     @classmethod
@@ -213,6 +215,7 @@ class ImageConfig:
             volumes=options.keys("Volumes"),
             stop_signal=options.text("StopSignal"),
             shell=options.texts("Shell"),
+            health=_health(options),
             history=tuple(
                 HistoryEntry(
                     created=entry.text("created"),
@@ -224,6 +227,21 @@ class ImageConfig:
                 for entry in document.items("history", limit=10 * _MAX_LAYERS)
             ),
         )
+
+
+def _health(options: _Document) -> HealthCheck | None:
+    """Docker's health check, whose times are nanoseconds; None where the image has none."""
+    if not isinstance(options.fields.get("Healthcheck"), dict):
+        return None
+    stated = options.child("Healthcheck")
+    return HealthCheck(
+        test=stated.texts("Test"),
+        interval=stated.seconds("Interval"),
+        timeout=stated.seconds("Timeout"),
+        start_period=stated.seconds("StartPeriod"),
+        start_interval=stated.seconds("StartInterval"),
+        retries=max(0, stated.get("Retries", int, 0)),
+    )
 
 
 def decode_document(data: bytes, media_type: str) -> Manifest | Index:
@@ -292,6 +310,11 @@ class _Document:
 
     def flag(self, key: str) -> bool:
         return self.get(key, bool, False)
+
+    def seconds(self, key: str) -> float:
+        """A time that is kept as nanoseconds; 0 for one that cannot be."""
+        nanoseconds = self.get(key, int, 0)
+        return nanoseconds / 1e9 if 0 < nanoseconds < _LARGEST_SIZE else 0.0
 
     def texts(self, key: str) -> tuple[str, ...]:
         values: list[Any] = self.get(key, list, [])

@@ -54,7 +54,7 @@ class Borrowed:
         self._group = group_of(command, known)
         self._before = self._group.counts()
 
-    def verdict(self, refused: int = 0) -> Verdict:  # noqa: ARG002 - the container's group is read, whichever it is
+    def verdict(self, refused: int = 0) -> Verdict:
         """What the limits have done since the guest came."""
         if self._group.counts() == self._before:
             return Verdict()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from nbcontainer.runtime.protocol import Accepted, Exited, Failed
+from nbcontainer.runtime.protocol import Accepted, Exited, Failed, Started
 
 if TYPE_CHECKING:
     from nbcontainer.model import ExitReason
@@ -65,10 +65,12 @@ class _Supervision:
         source: int,
         sink: Sink,
         on_accepted: Callable[[int], None],
+        on_running: Callable[[], None],
     ) -> None:
         self._connection = connection
         self._sink = sink
         self._on_accepted = on_accepted
+        self._on_running = on_running
         self._names: dict[int, Literal["stdout", "stderr"]] = {stdout: "stdout", stderr: "stderr"}
         self._open = set(self._names)
         self._stdin = stdin
@@ -102,6 +104,8 @@ class _Supervision:
         message = self._connection.receive_any()
         if isinstance(message, Accepted):
             self._on_accepted(message.pid)
+        elif isinstance(message, Started):
+            self._on_running()
         elif isinstance(message, Exited):
             self.exited = message
         elif isinstance(message, Failed):
@@ -152,6 +156,10 @@ def _ignore_pid(pid: int) -> None:
     """Nobody wants to know the pid."""
 
 
+def _ignore() -> None:
+    """Nobody wants to know."""
+
+
 def supervise(
     connection: Connection,
     *,
@@ -162,6 +170,7 @@ def supervise(
     source: int = -1,
     sink: Sink,
     on_accepted: Callable[[int], None] = _ignore_pid,
+    on_running: Callable[[], None] = _ignore,
     timeout: float | None = None,
     grace: float = 2.0,
 ) -> Outcome:
@@ -169,7 +178,8 @@ def supervise(
 
     `stdin`, a pipe's writing end, is fed `feed` and what can be read from the file `source`, and closed here.
     `timeout` and `grace` are seconds. Returns only when the outcome is known; after an interrupt or a timeout, only
-    when every process of the container is gone. `on_accepted` is told the pid of its PID 1.
+    when every process of the container is gone. `on_accepted` is told the pid of its PID 1, `on_running` is called when
+    the command is being executed.
     """
     loop = _Supervision(
         connection,
@@ -180,6 +190,7 @@ def supervise(
         source=source,
         sink=sink,
         on_accepted=on_accepted,
+        on_running=on_running,
     )
     reason: ExitReason = "exited"
     steps: tuple[str, ...] = ()

@@ -67,7 +67,7 @@ from nbcontainer.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -133,7 +133,8 @@ class RecordingEngine:
     """The fake: set its fields, use it as an `Engine`, read `calls`.
 
     `scripts` are taken one a run (an empty list means: nothing is written, code 0); `events` are told to the listener
-    of every pull and run; `failure` is raised by whatever method it is set for.
+    of every pull and run; `failure` is raised by whatever method it is set for, ``following`` when a log has been shown
+    and is followed. `record` is every container's, `written` its log.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(root="/nowhere"))
@@ -143,6 +144,11 @@ class RecordingEngine:
     events: tuple[Event, ...] = ()
     failure: dict[str, BaseException] = field(default_factory=dict)
     copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
+    written: tuple[LogLine, ...] = (
+        LogLine(time=_MOMENT, stream="stdout", data=b"one\ntwo\n"),
+        LogLine(time=_MOMENT + 1, stream="stderr", data=b"three\n"),
+    )
+    record: dict[str, Any] = field(default_factory=lambda: {"version": 1})
     changes: tuple[Change, ...] = (Change(kind="A", path="/root/new"),)
     usage: ContainerUsage = field(
         default_factory=lambda: ContainerUsage(
@@ -249,8 +255,8 @@ class RecordingEngine:
             if name == volume.name:
                 return volume
         for summary in self.kept:
-            if name == summary.name:
-                return ContainerDetail(summary=summary, record={"version": 1})
+            if name in {summary.name, summary.id}:
+                return ContainerDetail(summary=summary, record=self.record)
         return self._detail(name)
 
     def history(self, image: str) -> tuple[HistoryLine, ...]:
@@ -326,12 +332,91 @@ class RecordingEngine:
         self._record("containers", everything=everything)
         return tuple(summary for summary in self.kept if everything or summary.state == "running")
 
-    def logs(self, container: str) -> tuple[LogLine, ...]:
-        self._record("logs", container=container)
-        return (
-            LogLine(time=_MOMENT, stream="stdout", data=b"one\ntwo\n"),
-            LogLine(time=_MOMENT + 1, stream="stderr", data=b"three\n"),
+    def launch(
+        self,
+        image: str,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        listener: Listener = ignore,
+        failed: FailedState = "",
+    ) -> ContainerSummary:
+        self._record(
+            "launch",
+            image=image,
+            argv=tuple(argv),
+            options=options or RunOptions(),
+            script=script,
+            shell=tuple(shell),
+            **({"failed": failed} if failed else {}),
         )
+        for event in self.events:
+            listener(event)
+        return self._behind(image, options)
+
+    def create(
+        self,
+        image: str,
+        argv: Sequence[str] = (),
+        *,
+        options: RunOptions | None = None,
+        script: str | bytes | None = None,
+        shell: Sequence[str] = (),
+        listener: Listener = ignore,
+    ) -> ContainerSummary:
+        self._record(
+            "create", image=image, argv=tuple(argv), options=options or RunOptions(), script=script, shell=tuple(shell)
+        )
+        for event in self.events:
+            listener(event)
+        return replace(self._behind(image, options), state="created")
+
+    def _behind(self, image: str, options: RunOptions | None) -> ContainerSummary:
+        summary = self.container(options.name if options else "", image=image, state="running", service=True)
+        self.kept.append(summary)
+        return summary
+
+    def is_service(self, container: str) -> bool:
+        self._record("is_service", container=container)
+        return self._kept(container).service
+
+    def start_behind(self, container: str) -> ContainerSummary:
+        self._record("start_behind", container=container)
+        return self._kept(container)
+
+    def restart_behind(self, container: str, *, grace: float | None = None) -> ContainerSummary:
+        self._record("restart_behind", container=container, grace=grace)
+        return self._kept(container)
+
+    def attach(
+        self,
+        container: str,
+        *,
+        start: bool = False,
+        stdin: BinaryIO | None = None,
+        output: OutputSink,
+        pass_signals: bool = False,
+        check: bool = False,
+    ) -> RunResult:
+        self._record("attach", container=container, start=start, stdin=stdin, pass_signals=pass_signals, check=check)
+        kept = self._kept(container)
+        return self._played(kept.image, kept.command, output, check=check)
+
+    def logs(
+        self, container: str, *, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> tuple[LogLine, ...]:
+        self._record("logs", container=container, tail=tail, since=since, until=until)
+        return self.written
+
+    def follow_logs(
+        self, container: str, *, tail: int | None = None, since: float | None = None, until: float | None = None
+    ) -> Iterator[LogLine]:
+        self._record("follow_logs", container=container, tail=tail, since=since, until=until)
+        yield from self.written
+        if "following" in self.failure:
+            raise self.failure["following"]
 
     def _kept(self, container: str) -> ContainerSummary:
         for summary in self.kept:

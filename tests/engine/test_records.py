@@ -213,12 +213,15 @@ def test_output_of_thrown_away_is_not_kept(records: ContainerRecords) -> None:
     record.close()
 
 
-def test_output_is_bounded(records: ContainerRecords, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log does not grow without end."""
-    monkeypatch.setattr("nbcontainer.engine.records._OUTPUT_LIMIT", 1000)
-    for _ in range(1000):
+def test_output_is_bounded(records: ContainerRecords) -> None:
+    """A log does not grow without end: the limits are those in the record."""
+    record = records.create(new_id(), fields(name="bounded", keep=True, log={"size": 1000, "files": 2}))
+    for _ in range(100):
         record.append("stdout", b"x" * 100)
-    assert os.path.getsize(os.path.join(record.directory, "output.jsonl")) < 2000
+    sizes = [os.path.getsize(os.path.join(record.directory, name)) for name in ("output.jsonl", "output.jsonl.1")]
+    assert max(sizes) <= 1000
+    assert not os.path.exists(os.path.join(record.directory, "output.jsonl.2"))
+    record.close()
 
 
 def test_damaged_output(records: ContainerRecords, record: Record) -> None:
@@ -318,3 +321,78 @@ def test_removing_what_has_been_started_again(records: ContainerRecords, record:
             records.reopen(seen)
     with pytest.raises(ContainerNotFound), records.removing(seen):
         pytest.fail("it is gone")
+
+
+SERVICE = {"service": {"restart": "always"}, "keep": True}
+
+
+@pytest.mark.parametrize(
+    ("further", "held", "state", "reason"),
+    [
+        ({}, False, "created", ""),
+        ({"started": 1.0, "pid": 7}, True, "running", ""),
+        ({"started": 1.0, "finished": 2.0, "exit_code": 3, "restarting": True}, True, "restarting", ""),
+        ({"started": 1.0, "finished": 2.0, "exit_code": 0}, False, "exited", ""),
+        ({"started": 1.0, "finished": 2.0, "exit_code": 0}, True, "exited", ""),
+        ({"started": 1.0, "boot_id": "here"}, False, "dead", "lost: its monitor was killed"),
+        ({"started": 1.0, "boot_id": "before"}, False, "dead", "the machine was restarted while it ran"),
+    ],
+)
+def test_states_of_a_service(
+    records: ContainerRecords,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    further: dict[str, Any],
+    held: bool,
+    state: str,
+    reason: str,
+) -> None:
+    """What a record says, whether somebody holds it, and which start of the machine it is from tell the state."""
+    monkeypatch.setattr("nbcontainer._linux.identity.boot_id", lambda: "here")
+    record = records.create(new_id(), fields(name="web", **{**SERVICE, **further}))
+    if not held:
+        record.close()
+    summary = records.find("web").summary()
+    assert (summary.state, summary.reason, summary.service) == (state, reason, True)
+    assert (summary.pid is not None) == (state == "running")
+    record.close()
+
+
+def test_a_lock_that_is_handed_over_holds(records: ContainerRecords) -> None:
+    """Whoever has the descriptor has the container, also when the one who gave it lets go."""
+    record = records.create(new_id(), fields(name="web", **SERVICE))
+    lock = record.hand_over()
+    assert not record.held
+    assert records.find("web").locked
+    os.close(lock)
+    assert not records.find("web").locked
+
+
+def test_watching(records: ContainerRecords) -> None:
+    """A look at a record can be taken again, changes nothing, and outlives the container's folder."""
+    record = records.create(new_id(), fields(name="web", **SERVICE))
+    with records.watching(records.find("web")) as look:
+        assert look().locked
+        record.update(finished=2.0, exit_code=4)
+        os.unlink(os.path.join(record.directory, "record.json"))
+        assert look().fields["exit_code"] == 4
+        record.close()
+        for _ in range(2):
+            assert not look().locked
+
+
+def test_settling(records: ContainerRecords) -> None:
+    """One that has ended is waited for until its monitor lets go or starts it again."""
+    record = records.create(new_id(), fields(name="web", started=1.0, finished=2.0, exit_code=0, **SERVICE))
+    ending = records.find("web")
+    assert ending.ending
+    timer = threading.Timer(0.1, record.update, kwargs={"restarting": True})
+    timer.start()
+    assert records.settled(ending).summary().state == "restarting"
+    timer.join()
+    record.update(restarting=None)
+    timer = threading.Timer(0.1, record.close)
+    timer.start()
+    settled = records.settled(ending)
+    timer.join()
+    assert (settled.locked, settled.summary().state) == (False, "exited")

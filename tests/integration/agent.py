@@ -205,6 +205,28 @@ class Agent:
         """Call any other method of the engine; dataclasses come as they are."""
         return getattr(self.engine, method)(*arguments, **options)
 
+    def do_follow(self, *, container: str, **span: Any) -> int:
+        """Follow a log to its end, telling of each piece; how many there were."""
+        count = 0
+        for piece in self.engine.follow_logs(container, **span):
+            self.tell("output", piece.stream, piece.data)
+            count += 1
+        return count
+
+    def do_attach(self, *, container: str, typed: bytes = b"", **asked: Any) -> dict[str, Any]:
+        """Attach, telling of output as it comes; `typed` is what stands in for a keyboard."""
+        reader, writer = os.pipe()
+        os.write(writer, typed)
+        os.close(writer)
+        with open(reader, "rb") as stdin:
+            result = self.engine.attach(
+                container,
+                stdin=stdin if typed else None,
+                output=lambda stream, data: self.tell("output", stream, data),
+                **asked,
+            )
+        return dataclasses.asdict(result)
+
     def do_many(self, *, image: str, argv: list[str], threads: int, rounds: int) -> list[tuple[int, str]]:
         """Run `rounds` containers in each of `threads` threads at once; tell each one's code and output."""
         results: list[tuple[int, str]] = []

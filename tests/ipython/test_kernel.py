@@ -95,6 +95,28 @@ def test_interrupt_ends_every_process_and_says_so(kernel):
     assert kernel.run("%container run host echo alive")["stdout"] == "alive\n"
 
 
+def test_a_container_on_behind_outlives_its_kernel(kernel):
+    """A cell starts it, others follow it and are interrupted; the kernel is restarted, and it is still there."""
+    shown = kernel.run("%%container -d --name web host\necho up; while :; do echo tick; sleep 0.2; done\n")
+    assert shown["error"] is None
+    assert "web (" in shown["display"][0]
+    followed = kernel.run("%container logs -f web", interrupt_on="tick")
+    assert followed["error"] is None
+    assert followed["stdout"].startswith("up\ntick\n")
+    attached = kernel.run("%container attach web", interrupt_on="tick")
+    assert attached["error"] is None
+    assert attached["stderr"] == "detached; web goes on\n"
+    kernel.manager.restart_kernel(now=True)
+    kernel.client.wait_for_ready(timeout=60)
+    assert kernel.run("%load_ext nbcontainer")["error"] is None
+    (listed,) = kernel.run("%container ps")["display"]
+    assert "web" in listed
+    assert "Up " in listed
+    ended = kernel.run("%container rm -f web")
+    assert ended["display"] == ["web"]
+    assert "no containers" in kernel.run("%container ps -a")["display"][0]
+
+
 def test_status_and_tables_are_displayed(kernel):
     """A line verb is the cell's value."""
     assert any("store" in text for text in kernel.run("%container")["display"])

@@ -129,6 +129,42 @@ def test_out_and_err_capture_text(notebook):
     assert outcome.out.startswith("ContainerExit") or outcome.out == ""
 
 
+def test_a_cell_on_behind(notebook):
+    """``%%container -d``: the cell is its script; name, id and what it publishes are the value."""
+    notebook.engine.record = {"ports": [{"ip": "", "host_port": 8080, "container_port": 80, "protocol": "tcp"}]}
+    outcome = notebook.run("%%container -d --name web --restart always debian\necho hi\n")
+    assert outcome.error is None
+    asked = notebook.engine.last("launch")
+    assert (asked["image"], asked["script"], asked["options"].name) == ("debian", "echo hi\n", "web")
+    assert str(asked["options"].service.restart) == "always"
+    assert str(outcome.value).splitlines() == [
+        "web (c0ffee000000) runs on behind",
+        "0.0.0.0:8080->80/tcp  http://127.0.0.1:8080/",
+    ]
+    outcome = notebook.run("%container run -d debian sleep 9")
+    assert notebook.engine.last("launch")["argv"] == ("sleep", "9")
+    assert isinstance(notebook.run("%%container --bg debian cat\nx\n").error, UsageError)
+    assert str(notebook.run("%container create --name later debian").value) == "later"
+    assert notebook.engine.last("create")["options"].name == "later"
+
+
+def test_attach_and_its_interrupt(notebook):
+    """What it writes is shown; an interrupt ends the showing, in one line, and is no failure."""
+    notebook.engine.kept.append(RecordingEngine.container("web", id="b" * 64, state="running", service=True))
+    notebook.engine.scripts = [
+        Script(output=(("stdout", b"on\n"),), exit_code=3),
+        Script(output=(("stdout", b"on\n"),), error=KeyboardInterrupt()),
+        Script(),
+    ]
+    outcome = notebook.run("%container attach --no-raise-error web")
+    assert (outcome.out, outcome.error, notebook.shell.user_ns["_exit_code"]) == ("on\n", None, 3)
+    assert notebook.engine.last("attach")["pass_signals"] is False
+    outcome = notebook.run("%container attach web")
+    assert (outcome.out, outcome.err, outcome.error) == ("on\n", "detached; web goes on\n", None)
+    notebook.run("%container start -a web")
+    assert notebook.engine.last("attach")["start"] is True
+
+
 def test_variables_in_options(notebook, tmp_path):
     """``{name}`` works in options and in the image, and nowhere else."""
     notebook.shell.user_ns.update(folder=tmp_path, image="debian:12", n=3)

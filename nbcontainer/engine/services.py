@@ -1,0 +1,241 @@
+"""Containers that run on behind, from outside: start their monitors, follow their logs, attach to them.
+
+Whoever asks for one places it (as for a run that is waited for), hands the locked record over to a new monitor
+(`nbcontainer.engine.monitor`) and waits until that says that the command is being executed, or why it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, get_args
+
+from nbcontainer.engine import control
+from nbcontainer.engine.logs import LogFollower, last_lines, within
+from nbcontainer.engine.monitor.process import Handover
+from nbcontainer.errors import Conflict, NbcontainerError, UnsupportedHost
+from nbcontainer.model import ExitReason, RunResult
+from nbcontainer.runtime.launcher import child_environment, error_from
+from nbcontainer.runtime.protocol import Failed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
+    from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.lifecycle import Lifecycle
+    from nbcontainer.engine.records import ContainerRecords, Record, Stored
+    from nbcontainer.engine.settings import Settings
+    from nbcontainer.engine.views import LogLine
+
+__all__ = ["attach", "begin", "follow", "log_from_now"]
+
+_COMPLAINTS = "monitor.err"
+_KEPT_VARIABLES = ("HOME", "JUPYTER_RUNTIME_DIR")
+"""What the `host` image is made of depends on: where the person's secrets are."""
+_CHUNK = 1 << 16
+
+
+def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
+    """Start the monitor of a placed container and wait until its command runs; raise what a run would raise.
+
+    The record is the monitor's from then on. A `fresh` container, one that has not been before, is thrown away when it
+    cannot be started and has no name, or when the wait is interrupted.
+    """
+    identity = os.path.basename(record.directory)
+    handover = Handover(
+        root=settings.root,
+        container=identity,
+        grace=settings.interrupt_grace,
+        fresh=fresh,
+        path=tuple(os.path.abspath(each) for each in sys.path if each),
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    lock = record.hand_over()
+    complaints = os.path.join(record.directory, _COMPLAINTS)
+    handed = False
+    with ours:
+        try:
+            with theirs, open(complaints, "ab", opener=_private) as file:
+                process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), identity],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=file,
+                    start_new_session=True,
+                    cwd="/",
+                    env=_environment(),
+                )
+            with contextlib.suppress(OSError):  # it is told below
+                socket.send_fds(ours, [handover.encode()], [lock])
+            handed = True
+            process.wait()  # it forks and is nobody's child
+        except BaseException:
+            if fresh and not handed:
+                shutil.rmtree(record.directory, ignore_errors=True)
+            raise
+        finally:
+            os.close(lock)
+        answer = _answer(ours)
+    if answer is None:
+        raise UnsupportedHost(f"container {identity[:12]} was not started: its monitor ended early{_said(complaints)}")
+    if "error" in answer:
+        failure = Failed(str(answer["error"]), str(answer.get("message", "")), int(answer.get("exit_code", 125)))
+        raise error_from(failure)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+
+def _environment() -> dict[str, str]:
+    return {**child_environment(), **{name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}}
+
+
+def _answer(channel: socket.socket) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        answer = json.loads(channel.recv(_CHUNK) or b"null")
+        if isinstance(answer, dict):
+            return answer
+    return None
+
+
+def _said(path: str) -> str:
+    """The last line of what a monitor complained of, in brackets."""
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:
+        lines = file.read()[-4000:].strip().splitlines()
+        return f" ({lines[-1]})" if lines else ""
+    return ""
+
+
+def _program() -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "monitor", "__main__.py")
+
+
+# Following
+
+
+def follow(
+    records: ContainerRecords,
+    stored: Stored,
+    *,
+    tail: int | None = None,
+    since: float | None = None,
+    until: float | None = None,
+) -> Iterator[LogLine]:
+    """The last `tail` lines of a container's log, and what it writes from now on, until it has ended."""
+    with contextlib.closing(LogFollower(stored.directory, since)) as follower, records.watching(stored) as look:
+        yield from last_lines(within(follower.read(), since, until), tail)
+
+        def is_over() -> bool:
+            return not look().locked or (until is not None and time.time() > until)
+
+        yield from within(follower.follow(is_over), since, until)
+
+
+@contextlib.contextmanager
+def log_from_now(stored: Stored) -> Iterator[LogFollower]:
+    """Lend a container's log, from where it ends now."""
+    with contextlib.closing(LogFollower(stored.directory)) as follower:
+        follower.skip()
+        yield follower
+
+
+def attach(
+    records: ContainerRecords,
+    lifecycle: Lifecycle,
+    stored: Stored,
+    follower: LogFollower,
+    *,
+    stdin: BinaryIO | None,
+    output: OutputSink,
+    pass_signals: bool,
+) -> RunResult:
+    """Show what a running container writes, and write to it what can be read from `stdin`, until this life ends.
+
+    `follower` has its log from where it is to be shown.
+
+    With `pass_signals` Ctrl-C goes to the container as SIGINT; else it is raised, and the container goes on.
+    """
+    name = str(stored.fields.get("name") or stored.id[:12])
+    if not stored.locked:
+        raise Conflict(f"container {name} is not running; `%container start -a {name}` starts it and attaches")
+    if not stored.service:
+        raise Conflict(f"container {name} runs in a notebook's cell or a terminal, and its output goes there")
+    began = time.monotonic()
+    with contextlib.ExitStack() as undo:
+        look = undo.enter_context(records.watching(stored))
+        rest: Callable[[float], None] = time.sleep
+        if stdin is not None:
+            _, fds = control.ask(stored.directory, "attach")
+            for fd in fds:
+                undo.callback(os.close, fd)
+                rest = _Typing(stdin.fileno(), fd).rest
+        life = look().fields.get("started")
+
+        def is_over() -> bool:
+            now = look()
+            return not now.locked or now.fields.get("finished") is not None or now.fields.get("started") != life
+
+        pieces = follower.follow(is_over, rest)
+        while True:
+            try:
+                for piece in pieces:
+                    output(piece.stream, piece.data)
+                break
+            except KeyboardInterrupt:
+                if not pass_signals:
+                    raise
+                with contextlib.suppress(NbcontainerError):
+                    lifecycle.kill(stored.id, signal.SIGINT)
+                pieces = follower.follow(is_over, rest)
+        last = look()
+    summary = last.summary()
+    return RunResult(
+        id=stored.id,
+        image=summary.image,
+        argv=summary.command,
+        exit_code=125 if summary.exit_code is None else summary.exit_code,
+        reason=_reason(summary.reason) if summary.exit_code is not None else "lost",
+        duration=time.monotonic() - began,
+        detail="" if summary.reason in get_args(ExitReason) else summary.reason,
+    )
+
+
+def _reason(text: str) -> ExitReason:
+    """A record's reason as a result has it: its own words are the detail of one that was ended."""
+    return text if text in get_args(ExitReason) else "stopped" if text else "exited"  # type: ignore[return-value]
+
+
+class _Typing:
+    """Passes on what is typed while there is nothing to show."""
+
+    def __init__(self, source: int, target: int) -> None:
+        self._source = source
+        self._target = target
+        self._poll = select.poll()
+        self._poll.register(source, select.POLLIN)
+
+    def rest(self, seconds: float) -> None:
+        """Wait, for as long or until something was typed."""
+        if self._source < 0:
+            time.sleep(seconds)
+        elif self._poll.poll(seconds * 1000):
+            data = os.read(self._source, _CHUNK)
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(self._target, left) :]
+            except OSError:  # nobody reads any more
+                data = b""
+            if not data:
+                self._source = -1
