@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbcontainer.build import downloads
+from nbcontainer.build.borrowing import BorrowedSteps
 from nbcontainer.build.keys import step_key
 from nbcontainer.build.mounts import MountMaker, mount_texts
 from nbcontainer.build.parts import TreePart, archive_parts
@@ -51,12 +52,13 @@ if TYPE_CHECKING:
     from nbcontainer.build.making import Maker
     from nbcontainer.build.parts import Part
     from nbcontainer.build.plan import Plan
-    from nbcontainer.build.request import BuildOptions
+    from nbcontainer.build.request import BuildOptions, CacheSource
     from nbcontainer.build.stage import StageState
     from nbcontainer.build.workshop import Ran, Workshop
     from nbcontainer.dockerfile.lines import Origin
     from nbcontainer.dockerfile.parser import Dockerfile
     from nbcontainer.images.image import Image
+    from nbcontainer.images.lent import LentImage
     from nbcontainer.model import Digest, Event, Listener, StepEnd
     from nbcontainer.registry import Interrupt
 
@@ -116,6 +118,9 @@ class Executor:
         self._key_locks: defaultdict[Digest, threading.Lock] = defaultdict(threading.Lock)
         self._images: dict[tuple[str, str], Future[Image]] = {}
         self._failure: BaseException | None = None
+        self.borrowed = BorrowedSteps(
+            options.cache_from, workshop=workshop, open_source=self._lent, check=self.check, notice=self.notice
+        )
         self.plan: Plan
 
     # --- the thread that draws --------------------------------------------------------------------------------------
@@ -293,12 +298,26 @@ class Executor:
                 future.set_exception(problem)
         return future.result()
 
+    def _lent(self, source: CacheSource) -> LentImage:
+        """An image that steps are borrowed of."""
+        return self.workshop.lent(
+            source,
+            self.options.platform,
+            fresh=self.options.pull,
+            interrupt=self.interrupt,
+            listener=self._heard,
+        )
+
+    def _heard(self, event: Event) -> None:
+        """Pass on what somebody tells, unless the build is stopped."""
+        self.check()
+        self.emit(event)
+
     def _fetching(self, name: str, event: Event) -> None:
         """Pass on what a pull tells, and remember that there was one; its threads end by what is raised here."""
-        self.check()
         if isinstance(event, PullStarted):
             self.fetched.add(name)
-        self.emit(event)
+        self._heard(event)
 
     @contextlib.contextmanager
     def alone(self, key: Digest) -> Iterator[None]:
@@ -461,17 +480,24 @@ class _StageRun:
     def _expanded(self, instruction: _I, state: StageState) -> _I:
         return expand(instruction, state.environment, escape=self._executor.plan.escape).instruction
 
-    def _known(self, step: _Step, key: Digest, *, unpacked: bool = True) -> MadeLayer | None:
+    def _known(self, step: _Step, key: Digest, parent: Digest | None, *, unpacked: bool = True) -> MadeLayer | None:
+        """What came of the step before, here or, where that was asked for, elsewhere: then it is not remembered."""
         if self._options.no_cache:
             return None
         made = self._cache.find(key, unpacked=unpacked)
+        if made is None:
+
+            def place(borrowed: MadeLayer) -> MadeLayer:
+                return self._maker.on(parent, borrowed)
+
+            made = self._executor.borrowed.find(key, parent, place if unpacked else None)
         step.cached = made is not None
         return made
 
-    def _grown(self, state: StageState, made: MadeLayer, created_by: str) -> StageState:
+    def _grown(self, state: StageState, made: MadeLayer, created_by: str, key: Digest) -> StageState:
         for notice in made.notices:
             self._executor.notice(notice)
-        return state.with_layer(made.blob, made.diff_id, created_by, created=made.created)
+        return state.with_layer(made.blob, made.diff_id, created_by, created=made.created, key=key)
 
     # RUN
 
@@ -518,7 +544,7 @@ class _StageRun:
                 **self._common,
             )
             with self._executor.alone(key):
-                made = self._known(step, key)
+                made = self._known(step, key, state.chain)
                 if made is None:
                     for make in mounted.makers:
                         make()
@@ -539,7 +565,7 @@ class _StageRun:
                     )
                     made = self._carried_out(state, instruction, job, step, {*proxies, *mounted.variables})
                     self._cache.keep(key, made)
-            return self._grown(state, made, created_by)
+            return self._grown(state, made, created_by, key)
 
     @property
     def _common(self) -> Mapping[str, Any]:
@@ -652,7 +678,7 @@ class _StageRun:
                 **self._common,
             )
             with self._executor.alone(key):
-                made = self._known(step, key, unpacked=not link)
+                made = self._known(step, key, None if link else state.chain, unpacked=not link)
                 if made is None:
                     landed = self._maker.call(
                         "land",
@@ -679,7 +705,7 @@ class _StageRun:
                         self._cache.keep(key, made)
             if link:
                 made = self._maker.on(state.chain, made)
-            return self._grown(state, made, created_by)
+            return self._grown(state, made, created_by, key)
 
     def _copied(
         self,
@@ -740,7 +766,7 @@ class _StageRun:
         with self._step(instruction.code) as step:
             key = step_key("workdir", state.chain, path=path, user=state.user, **self._common)
             with self._executor.alone(key):
-                made = self._known(step, key)
+                made = self._known(step, key, state.chain)
                 if made is None:
                     asked = {
                         "view": self._maker.view(state.chain),
@@ -755,7 +781,7 @@ class _StageRun:
                     new = any("mtime" not in folder for folder in folders)
                     made = self._maker.of_folders(state.chain, folders) if new else self._maker.nothing(state.chain)
                     self._cache.keep(key, made)
-            return self._grown(changed, made, created_by)
+            return self._grown(changed, made, created_by, key)
 
 
 def _merged(parts: Sequence[Part]) -> list[list[Any]]:

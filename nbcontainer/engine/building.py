@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from nbcontainer.build.cache import BuildCache
+from nbcontainer.build.claims import with_claims
 from nbcontainer.build.context import opened
 from nbcontainer.build.executor import Executor
 from nbcontainer.build.failure import FailedStepStore
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from nbcontainer.model import Digest, Listener, Mount
 
 __all__ = ["build", "build_lease", "clear_build_cache", "failed_config", "failed_mounts", "failed_step"]
+
+_TRUE = frozenset({"1", "t", "T", "true", "True", "TRUE"})
+"""As Go reads a boolean, which is what docker does with the build argument."""
 
 
 def _folder(session: Session) -> str:
@@ -78,13 +82,16 @@ def build(
             listener=listener,
         )
         try:
-            built = executor.run(dockerfile)
+            with contextlib.closing(executor.borrowed):
+                built = executor.run(dockerfile)
         finally:
             if executor.failed is not None:
                 failures.put(executor.failed)
         state = built.state
         if options.labels:
             state = state.setting(Labels={**(state.options.get("Labels") or {}), **options.labels})
+        if options.inline_cache or options.arguments.get("BUILDKIT_INLINE_CACHE") in _TRUE:
+            state = with_claims(state)
         checked_config(state.config())
         image = named_image(workshop, state, names)
         for output in options.outputs:
