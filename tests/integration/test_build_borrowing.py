@@ -15,8 +15,8 @@ import pytest
 from nbcontainer.build.claims import FIELD
 from nbcontainer.build.request import CacheSource
 from tests.integration.fixtures import OWN_TIER
+from tests.integration.programs import copy
 from tests.integration.test_build import config_of, context
-from tests.integration.test_peers import copy, peers_folder, registry_host  # noqa: F401 - fixtures
 from tests.integration.tiers import Driver
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def ends(built: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.peers("skopeo", "docker-registry")
-def test_another_store_takes_steps_over_from_a_registry(tier: Tier, registry_host: str) -> None:  # noqa: F811
+def test_another_store_takes_steps_over_from_a_registry(tier: Tier, registry_host: str) -> None:
     """It makes none of them, has the same image, and fetches no layer that it has no use for."""
     folder = context(tier, {"a.txt": "one"})
     text = text_of(tier)

@@ -19,7 +19,6 @@ import pytest
 from nbcontainer import Engine, Settings
 from nbcontainer.build.request import BuildOptions, BuildOutput, ContextSource
 from nbcontainer.testing.rootfs import root_layer
-from tests.integration.test_peers import docker, peers_folder  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -290,7 +289,7 @@ def history_of(config: dict[str, Any]) -> list[tuple[str, bool]]:
 
 
 @pytest.fixture(scope="module")
-def by_docker(docker: Callable[..., str], base: str, folder: Path, peers_folder: Path) -> Callable[[str], Any]:  # noqa: F811
+def by_docker(docker: Callable[..., str], base: str, folder: Path, peers_folder: Path) -> Callable[[str], Any]:
     """Lend a way to build with docker: the tar of all files, and the config."""
     os.environ["DOCKER_BUILDKIT"] = "1"
     docker("pull", base)
