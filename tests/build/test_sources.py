@@ -151,6 +151,13 @@ def test_links_stay_inside(tmp_path: Path) -> None:
         assert "real:x" in below(tree, "*l")
 
 
+def test_links_to_a_source(tmp_path: Path) -> None:
+    """A source may be a link, or lie behind one: what it leads to is copied under the name that was typed."""
+    with tree_of(made(tmp_path / "t", {"sub/c.txt": "c", "link": "->sub"})) as tree:
+        assert names(tree, "link", "link/c.txt") == ["link", "c.txt"]
+        assert below(tree, "link", "link/c.txt") == ["sub:", "sub:c.txt", "sub/c.txt:"]
+
+
 def test_links_below_a_source_are_copied(tmp_path: Path) -> None:
     """In a folder a link is a link, whatever it points to."""
     with tree_of(made(tmp_path / "t", {"d/link": "->/etc/passwd", "d/dir": "->/etc"})) as tree:
