@@ -226,8 +226,12 @@ def _clone(source: str, folder: str, *, keep_git: bool, checksum: str, interrupt
     if checksum and commit.strip() != checksum:
         raise CorruptContent(f"ADD {source} is the commit {commit.strip()}, but --checksum says {checksum}")
     _git(folder, source, interrupt, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+    if os.path.lexists(os.path.join(folder, ".gitmodules")):
+        # addresses in it may be relative to the repository's own; the protocols let through are the same for all
+        _git(folder, source, interrupt, "config", "remote.origin.url", address)
+        _git(folder, source, interrupt, "submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
     if not keep_git:
-        shutil.rmtree(os.path.join(folder, ".git"), ignore_errors=True)
+        _forget_git(folder)
     parts = [part for part in subfolder.split("/") if part not in {"", "."}]
     path = os.path.join(folder, *parts)
     inside = os.path.realpath(path)
@@ -236,6 +240,14 @@ def _clone(source: str, folder: str, *, keep_git: bool, checksum: str, interrupt
     if not os.path.isdir(inside):
         raise NotFound(f"ADD {source}: there is no folder {subfolder!r} in that commit")
     return os.path.relpath(inside, folder)
+
+
+def _forget_git(folder: str) -> None:
+    """Take away what git keeps beside the files: its folder, and in each submodule the file that leads there."""
+    shutil.rmtree(os.path.join(folder, ".git"), ignore_errors=True)
+    for directory, _, names in os.walk(folder):
+        if ".git" in names:  # no commit can have a file of that name
+            os.unlink(os.path.join(directory, ".git"))
 
 
 def _git(folder: str, source: str, interrupt: Interrupt, *words: str) -> str:

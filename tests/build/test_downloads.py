@@ -311,6 +311,25 @@ def repository(tmp_path: Path) -> Iterator[str]:
     (work / "out").symlink_to("/etc")
     git("add", "-A")
     git("commit", "-q", "-m", "two")
+    git("init", "-q", "-b", "main", "../library")
+    library = ("-C", "../library")
+    (work.parent / "library/code").write_text("from the library")
+    git(*library, "add", "-A")
+    git(*library, "commit", "-q", "-m", "library")
+    listed = subprocess.run(
+        ["git", *library, "rev-parse", "HEAD"], cwd=work, check=True, capture_output=True, text=True
+    )
+    git("checkout", "-q", "-b", "with-submodules")
+    (work / ".gitmodules").write_text('[submodule "l"]\n\tpath = sub/library\n\turl = ../library\n')
+    git("add", "-A")
+    git("update-index", "--add", "--cacheinfo", f"160000,{listed.stdout.strip()},sub/library")
+    git("commit", "-q", "-m", "three")
+    (work / ".gitmodules").write_text(f'[submodule "l"]\n\tpath = sub/library\n\turl = {work.parent}/library\n')
+    git("add", ".gitmodules")
+    git("commit", "-q", "-m", "a submodule on disk")
+    git("branch", "on-disk")
+    git("reset", "-q", "--hard", "HEAD~1")
+    git("checkout", "-q", "main")
     with socket.socket() as each:
         each.bind(("127.0.0.1", 0))
         port = each.getsockname()[1]
@@ -345,6 +364,16 @@ def test_repositories(repository: str) -> None:
     assert list(added(f"{repository}#main:sub/deep")) == ["to/x"]
     assert list(added(f"{repository}#:sub")) == ["to/deep", "to/deep/x"]
     assert "to/.git/config" in added(repository, flags="--keep-git-dir")
+
+
+def test_submodules(repository: str) -> None:
+    """They come along, as with docker, without what git keeps; one that names a folder of the machine is refused."""
+    found = added(f"{repository}#with-submodules:sub")
+    assert sorted(found) == ["to/deep", "to/deep/x", "to/library", "to/library/code"]
+    assert found["to/library/code"].pax_headers["data"] == "from the library"
+    assert "to/sub/library/.git" in added(f"{repository}#with-submodules", flags="--keep-git-dir")
+    with pytest.raises(RegistryUnreachable, match="cannot be fetched"):
+        added(f"{repository}#on-disk")
 
 
 def test_commits(repository: str) -> None:
