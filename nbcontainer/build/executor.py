@@ -37,11 +37,12 @@ from nbcontainer.build.stage import (
 from nbcontainer.build.workshop import Job
 from nbcontainer.dockerfile import instructions as i
 from nbcontainer.dockerfile.expansion import expand
+from nbcontainer.dockerfile.lint import Choice
 from nbcontainer.dockerfile.mounts import BindRunMount, CacheRunMount
 from nbcontainer.dockerfile.parser import parse_trigger
 from nbcontainer.errors import BuildFailed, ContainerInterrupted, DockerfileError, InvalidInput, NbcontainerError
 from nbcontainer.images.committing import config_of
-from nbcontainer.model import Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
+from nbcontainer.model import BuildWarning, Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -70,6 +71,7 @@ _TAIL_LINES = 20
 _TERM_GRACE = 1.0
 _KILL_GRACE = 15.0
 _LARGE = 512 * 1024 * 1024
+_PLATFORM_CHECK = "InvalidBaseImagePlatform"
 _MAKES_FILES = (i.Run, i.Copy, i.Add, i.Workdir)
 
 
@@ -383,7 +385,8 @@ class _StageRun:
             except (BuildFailed, _Cancelled, ContainerInterrupted):
                 raise
             except NbcontainerError as problem:
-                raise _at(instruction.origin, problem) from problem
+                words = instruction.sources if isinstance(instruction, i.Transfer) else ()
+                raise _at(instruction.origin, problem, words) from problem
         return state
 
     # --- headings ---------------------------------------------------------------------------------------------------
@@ -433,8 +436,24 @@ class _StageRun:
             except NbcontainerError as problem:
                 raise _at(planned.stage.base.origin, problem) from problem
             step.cached = planned.image not in self._executor.fetched
+            self._check_platform(image)
             config = config_of(image, self._executor.workshop.content)
             return started_from(config, image.manifest.layers, image.config.diff_ids)
+
+    def _check_platform(self, image: Image) -> None:
+        """BuildKit's check InvalidBaseImagePlatform, the one that needs the image."""
+        planned = self._planned
+        offered = image.config.platform
+        choice = Choice.parse(self._executor.plan.dockerfile.directives)
+        if planned.platform.preference(offered) is not None or not choice.wants(_PLATFORM_CHECK):
+            return
+        text = (
+            f"{planned.image} is made for {offered}, and this build is for {planned.platform}; its programs may not run"
+        )
+        if choice.error:
+            raise planned.stage.base.origin.error(f"{_PLATFORM_CHECK}: {text} (the Dockerfile has check=error=true)")
+        line = planned.stage.base.origin.first
+        self._executor.emit(BuildWarning(check=_PLATFORM_CHECK, text=text, line=line))
 
     def _stage(self, index: int) -> StageState:
         """Another stage, when it is built."""
@@ -806,13 +825,22 @@ def _drawn(instruction: i.Instruction) -> str:
     return instruction.origin.error("", column=column, width=len(first.strip()) or 1).drawing
 
 
-def _at(origin: Origin, problem: NbcontainerError) -> NbcontainerError:
-    """The same error, with the line of the Dockerfile before its sentence."""
+def _at(origin: Origin, problem: NbcontainerError, words: Sequence[str] = ()) -> NbcontainerError:
+    """The same error, with the line of the Dockerfile before its sentence.
+
+    The caret is below the line, or below the one of `words` that the sentence begins with.
+    """
     if isinstance(problem, DockerfileError) and problem.line:
         return problem
-    drawing = origin.error("", column=1, width=len(origin.text.split("\n")[0])).drawing
-    text = f"line {origin.first}: {problem.message}\n{drawing}"
-    try:
-        return type(problem)(text)
-    except TypeError:  # a class that wants to know more than its sentence
-        return InvalidInput(text)
+    rows = origin.text.split("\n")
+    line, column, width = origin.first, 1, len(rows[0])
+    word = next((each for each in words if problem.message.startswith(repr(each))), "")
+    places = [(number, row.index(word)) for number, row in enumerate(rows) if word and row.count(word) == 1]
+    if len(places) == 1:  # else nobody can tell which is meant
+        line, column, width = origin.first + places[0][0], places[0][1] + 1, len(word)
+    drawing = origin.error("", line=line, column=column, width=width).drawing
+    # a new one, because several stages may have got the same; whatever more the class knows is taken along
+    copied = type(problem).__new__(type(problem))
+    copied.__dict__.update(problem.__dict__)
+    copied.args = (f"line {line}: {problem.message}\n{drawing}", *problem.args[1:])
+    return copied

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer import errors
+from nbcontainer.model import Platform
+from nbcontainer.testing.images import tiny_layer
 from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import deserted_cgroups
 from tests.integration.fixtures import OWN_TIER
@@ -28,6 +30,7 @@ from tests.integration.tiers import AT_REST, Raised, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Tier
 
 
@@ -548,3 +551,38 @@ EOF
 """
     tier.driver.build(text, "scripts")
     assert tier.driver.run("cat", "/made", "/shell", image="scripts").stdout == "xxx3\n"
+
+
+@OWN_TIER
+def test_errors_point_at_the_place(tier: Tier) -> None:
+    """A source that is not there is underlined, and an error of a registry stays one, with the line of its FROM."""
+    text = f"FROM {tier.image}\nCOPY a.txt \\\n  nowhere.txt /data/\n"
+    with pytest.raises(Raised) as caught:
+        tier.driver.build(text, folder=context(tier, {"a.txt": "a"}))
+    assert caught.value.is_a(errors.NotFound)
+    assert str(caught.value).startswith("line 3: 'nowhere.txt' is not in the build context")
+    assert "3 |   nowhere.txt /data/\n  |   ^^^^^^^^^^^\n" in f"{caught.value}\n"
+    with pytest.raises(Raised) as caught:
+        tier.driver.build(f"FROM {tier.image} AS one\nFROM {tier.image}\nCOPY --from=one /bin/none /x\n")
+    assert "COPY --from=one /bin/none /x\n  |                 ^^^^^^^^^\n" in f"{caught.value}\n"
+    with pytest.raises(Raised) as caught:
+        tier.driver.build("FROM scratch AS one\nFROM 127.0.0.1:1/x\n")
+    assert caught.value.is_a(errors.RegistryUnreachable)
+    assert str(caught.value).startswith("line 2: ")
+
+
+@OWN_TIER
+def test_a_base_for_another_platform(tier: Tier, registry: InProcessRegistry) -> None:
+    """BuildKit's check InvalidBaseImagePlatform: a warning, an error or nothing, as the Dockerfile has it."""
+    foreign = Platform("linux", "s390x")
+    registry.add_image("foreign", "latest", layers=[tiny_layer({"a": b"x"})], platform=foreign)
+    text = f"FROM {registry.reference('foreign')}\nCOPY --from={tier.image} /bin/true /\n"
+    tier.driver.begin_build(text)
+    tier.driver.wait_for_event("BuildWarning")
+    tier.driver.finish()
+    with pytest.raises(Raised, match=r"InvalidBaseImagePlatform: .* is made for linux/s390x, and this build is for"):
+        tier.driver.build(f"# check=error=true\n{text}")
+    tier.driver.begin_build(f"# check=skip=InvalidBaseImagePlatform\n{text}")
+    tier.driver.finish()
+    with pytest.raises(AssertionError, match="it ended without BuildWarning"):
+        tier.driver.wait_for_event("BuildWarning")
