@@ -677,10 +677,13 @@ class _StageRun:
                 scanned = self._maker.scanned(chain, selection, copied_from, self._cache)
                 tops = [(name, is_dir) for _, name, is_dir in scanned["tops"]]
                 entries, digests = scanned["entries"], [scanned["digest"]]
+                above = scanned["above"]
             else:
                 parts = self._parts(instruction, selection, undo)
                 tops = [(top.name, top.is_dir) for part in parts for top in part.tops]
                 entries, digests = _merged(parts), [part.digest for part in parts]
+                trees = [part for part in parts if isinstance(part, TreePart)]
+                above = [folder for part in trees for folder in part.tree.above(part.tops, selection)]
             # a name in --chown is looked up in the stage's accounts, so then the stage has a say in what is made
             link = instruction.link and not any(mark.isalpha() for mark in instruction.owner)
             directory = _is_directory(instruction.destination) or len(tops) > 1
@@ -694,6 +697,7 @@ class _StageRun:
                 owner=instruction.owner,
                 mode=instruction.mode,
                 parents=selection.parents,
+                **({"above": above} if above else {}),
                 **self._common,
             )
             with self._executor.alone(key):
@@ -709,6 +713,7 @@ class _StageRun:
                             "owner": instruction.owner,
                             "tops": [list(top) for top in tops],
                             "entries": entries,
+                            "above": above,
                         },
                     )
                     made, faithful = self._copied(

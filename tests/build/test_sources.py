@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -111,6 +111,28 @@ def test_parents(tmp_path: Path, sources: tuple[str, ...], found: list[str]) -> 
     """With --parents a name keeps the folders above it, from the pivot on."""
     with tree_of(made(tmp_path / "t", FILES)) as tree:
         assert names(tree, *sources, parents=True) == found
+
+
+def test_folders_above_a_source(tmp_path: Path) -> None:
+    """With --parents the folders in a name are told with their attributes, but for those behind a link."""
+    folder = made(tmp_path / "t", {"a/b/f": "x", "c": None, "link": "->a"})
+    for name, mode in (("a", 0o711), ("a/b", 0o2750), ("c", 0o1777)):
+        (folder / name).chmod(mode)
+    mine = [os.getuid(), os.getgid()]
+    cases: list[tuple[dict[str, Any], list[list[Any]]]] = [
+        ({"sources": ("a/b/f", "a/b")}, [["a", 0o711, 0, 0, 0o711], ["a/b", 0o2750, 0, 0, 0o2750]]),
+        ({"sources": ("a/./b/f",)}, [["b", 0o2750, 0, 0, 0o2750]]),
+        ({"sources": ("c",), "mode": "700"}, [["c", 0o700, 0, 0, 0o1777]]),
+        ({"sources": ("c",), "owner": (7, 8)}, [["c", 0o1777, 7, 8, 0o1777]]),
+        ({"sources": ("link/b/f",)}, []),
+        ({"sources": ("a/b/f",), "parents": False}, []),
+    ]
+    with tree_of(folder) as tree, tree_of(folder, owned=True) as owned:
+        for fields, above in cases:
+            selection = Selection(**{"parents": True, **fields})
+            assert tree.above(tree.tops(selection), selection) == above
+        selection = Selection(sources=("c",), parents=True)
+        assert owned.above(owned.tops(selection), selection) == [["c", 0o1777, *mine, 0o1777]]
 
 
 def test_excludes(tmp_path: Path) -> None:

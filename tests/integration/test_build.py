@@ -244,7 +244,10 @@ def test_copy_forms(tier: Tier) -> None:
     files = {"x/1.py": "1", "x/2.py": "2", "x/deep/3.txt": "3", "y.cfg": "y", "z.cfg": "z"}
     folder = context(tier, files)
     os.symlink("../y.cfg", f"{folder}/x/link")
+    os.chmod(f"{folder}/x", 0o711)
     text = f"""\
+FROM {tier.image} AS other
+RUN mkdir -p -m 750 /o/p && touch /o/p/q && chmod 705 /o
 FROM {tier.image}
 RUN mkdir /target /real && ln -s /real /alias
 COPY x/*.py *.cfg /py/
@@ -258,6 +261,7 @@ one
 $PATH
 two
 COPY --parents x/deep/3.txt x/./deep /parents/
+COPY --parents --from=other /o/p/q /parents/
 COPY --exclude=*.py x /excluded/
 COPY --link y.cfg /linked/y
 COPY --chown=12:34 y.cfg /owned
@@ -267,14 +271,14 @@ COPY --chown=12:34 y.cfg /owned
 ls /py; cat /exact /target/y.cfg /real/in-real; echo
 cat /here/one /here/two
 ls /parents/deep /parents/x/deep; ls /excluded; readlink /modes/link; cat /linked/y; echo
-stat -c '%a %n' /modes /modes/1.py /modes/deep /exact
+stat -c '%a %n' /modes /modes/1.py /modes/deep /exact /parents/x /parents/o /parents/o/p
 stat -c '%u:%g' /owned
 """
     result = tier.driver.run(image="copied", script=script)
     owner = "12:34" if tier.has_users else "0:0"
     assert result.stdout == (
         "1.py\n2.py\ny.cfg\nz.cfg\nyyz\n/bin:/usr/bin\n$PATH\n/parents/deep:\n3.txt\n\n/parents/x/deep:\n3.txt\ndeep\nlink\n../y.cfg\ny\n"
-        f"755 /modes\n644 /modes/1.py\n744 /modes/deep\n604 /exact\n{owner}\n"
+        f"755 /modes\n644 /modes/1.py\n744 /modes/deep\n604 /exact\n711 /parents/x\n705 /parents/o\n750 /parents/o/p\n{owner}\n"
     )
 
 
