@@ -657,7 +657,12 @@ class _StageRun:
 
     def _transfer(self, state: StageState, instruction: i.Transfer) -> StageState:
         inline = (f"<<{each.name}" for each in instruction.heredocs)
-        words = (instruction.NAME, *instruction.sources, *inline, instruction.destination)
+        flags = [
+            *(["--parents"] if isinstance(instruction, i.Copy) and instruction.parents else []),
+            *([f"--chown={instruction.owner}"] if instruction.owner else []),
+            *([f"--chmod={instruction.mode}"] if instruction.mode else []),
+        ]  # those that BuildKit tells, in its order
+        words = (instruction.NAME, *flags, *instruction.sources, *inline, instruction.destination)
         created_by = f"{' '.join(words)} # nbcontainer"
         self._wait_for([instruction.from_ if isinstance(instruction, i.Copy) else ""])
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:
