@@ -25,6 +25,7 @@ from nbcontainer.build.mounts import MountMaker, mount_texts
 from nbcontainer.build.parts import TreePart, archive_parts
 from nbcontainer.build.plan import SCRATCH, PlannedStage, plan
 from nbcontainer.build.request import BuiltStage, FailedStep
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.build.sources import FileTree, Selection
 from nbcontainer.build.stage import (
     PROXIES,
@@ -761,7 +762,7 @@ class _StageRun:
 
     def _parts(self, instruction: i.Transfer, selection: Selection, undo: contextlib.ExitStack) -> list[Part]:
         """What is copied from the context, from heredocs, from elsewhere."""
-        tree = self._executor.context.tree
+        tree, scratch = self._executor.context.tree, Scratch(self._executor.workshop.folder)
         local = list(instruction.sources)
         parts: list[Part] = []
         if isinstance(instruction, i.Add):
@@ -769,13 +770,14 @@ class _StageRun:
             remote = [source for source in instruction.sources if downloads.is_remote(source)]
             interrupt = self._executor.interrupt
             parts += [
-                downloads.fetched(source, instruction, selection, interrupt=interrupt, undo=undo) for source in remote
+                downloads.fetched(source, instruction, selection, interrupt=interrupt, scratch=scratch, undo=undo)
+                for source in remote
             ]
         if local:
             chosen = replace(selection, sources=tuple(local))
             tops = tree.tops(chosen)
             if isinstance(instruction, i.Add) and instruction.unpack is not False:
-                archives, tops_left = archive_parts(tree, tops, mode=instruction.mode, undo=undo)
+                archives, tops_left = archive_parts(tree, tops, mode=instruction.mode, scratch=scratch, undo=undo)
                 parts += archives
                 tops = tuple(tops_left)
             if tops:

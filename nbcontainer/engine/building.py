@@ -19,6 +19,7 @@ from nbcontainer.build.executor import Executor
 from nbcontainer.build.failure import FailedStepStore
 from nbcontainer.build.making import Maker
 from nbcontainer.build.outputs import aside, checked_tags, named_image, write_archive, write_folder
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.dockerfile.lint import lint
 from nbcontainer.dockerfile.parser import parse
 from nbcontainer.engine.workshop import EngineWorkshop
@@ -67,7 +68,9 @@ def build(
     failures.forget()
     with contextlib.suppress(NbcontainerError):  # what a killed build has half unpacked; else the next one
         session.snapshots.reap()
-    with opened(options.context) as whole, EngineWorkshop(session, pull) as workshop:
+    scratch = Scratch(_folder(session))
+    scratch.sweep()
+    with opened(options.context, scratch) as whole, EngineWorkshop(session, pull) as workshop:
         dockerfile, context = _read(options, whole)
         _warn(dockerfile, context, listener)
         cache = BuildCache(workshop.folder, session.content, session.snapshots)

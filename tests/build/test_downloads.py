@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from functools import partial
@@ -18,6 +19,7 @@ import pytest
 
 from nbcontainer.build import downloads
 from nbcontainer.build.downloads import fetched, is_remote
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.build.sources import Selection
 from nbcontainer.dockerfile.expansion import expand
 from nbcontainer.dockerfile.instructions import Add
@@ -99,7 +101,9 @@ def added(
     assert isinstance(instruction, Add)
     selection = Selection(sources=instruction.sources, mode=instruction.mode, excludes=instruction.excludes)
     with contextlib.ExitStack() as undo:
-        part = fetched(source, instruction, selection, interrupt=interrupt or Interrupt("the build"), undo=undo)
+        scratch = Scratch(tempfile.gettempdir())
+        chosen = interrupt or Interrupt("the build")
+        part = fetched(source, instruction, selection, interrupt=chosen, scratch=scratch, undo=undo)
         places = ["to" if top.is_dir else f"to/{top.name}" for top in part.tops]
         return tar_of(lambda writer: part.write(writer, places, None))
 
@@ -401,8 +405,9 @@ def test_references_that_are_none(repository: str, ref: str) -> None:
         return
     add = Add(origin=parse("FROM x\n").stages[0].base.origin, code="ADD", sources=("x",), destination="/x")
     chosen = Selection(sources=("x",))
+    scratch = Scratch(tempfile.gettempdir())
     with contextlib.ExitStack() as undo, pytest.raises(NbcontainerError) as caught:
-        fetched(f"{repository}#{ref}", add, chosen, interrupt=Interrupt("the build"), undo=undo)
+        fetched(f"{repository}#{ref}", add, chosen, interrupt=Interrupt("the build"), scratch=scratch, undo=undo)
     assert "\x1b" not in str(caught.value)
     with pytest.raises(RegistryUnreachable, match="cannot be fetched"):
         added(f"{repository}#no-such-branch")
