@@ -129,7 +129,8 @@ class RecordingEngine:
     """The fake: set its fields, use it as an `Engine`, read `calls`.
 
     `scripts` are taken one a run (an empty list means: nothing is written, code 0); `events` are told to the listener
-    of every pull and run; `failure` is raised by whatever method it is set for.
+    of every pull and run; `failure` is raised by whatever method it is set for. With
+    `busy` somebody builds, so that removals take only names.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(root="/nowhere"))
@@ -137,6 +138,7 @@ class RecordingEngine:
     kept: list[ContainerSummary] = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
     events: tuple[Event, ...] = ()
+    busy: bool = False
     failure: dict[str, BaseException] = field(default_factory=dict)
     copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
     changes: tuple[Change, ...] = (Change(kind="A", path="/root/new"),)
@@ -253,6 +255,8 @@ class RecordingEngine:
         self._record("remove_image", image=image, force=force)
         summary = self._find(image)
         deleted = () if summary.id is None else (summary.id,)
+        if self.busy:
+            return RemovedImage(untagged=(summary.reference,), deleted=(), freed=0, deferred=True)
         return RemovedImage(untagged=(summary.reference,), deleted=deleted, freed=summary.size)
 
     def run(

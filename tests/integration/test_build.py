@@ -558,6 +558,32 @@ EOF
 
 
 @OWN_TIER
+def test_a_removal_does_not_wait_for_a_build(tier: Tier) -> None:
+    """While somebody builds in the store only the name goes, and with the next removal what it named."""
+    text = f"FROM {tier.image}\nRUN echo {time.monotonic_ns()} > /x\n"
+    built = tier.driver.build(text, "goes")
+    tier.driver.call("clear_build_cache")
+    manifest = Path(tier.store) / "blobs" / built["digest"].replace(":", "/")
+    with tier.spawn() as other:
+        other.begin_build(f"FROM {tier.image}\nRUN echo on; sleep 60\n")
+        other.wait_for_output(b"on")
+        began = time.monotonic()
+        removed = tier.driver.call("remove_image", "goes")
+        assert time.monotonic() - began < 20
+        assert (removed.untagged, removed.deleted, removed.deferred) == (("goes:latest",), (), True)
+        with pytest.raises(Raised, match="goes"):
+            tier.driver.call("inspect_image", "goes")
+        assert manifest.exists()
+        other.interrupt()
+        with pytest.raises(Raised):
+            other.finish()
+    tier.driver.build(f"FROM {tier.image}\nLABEL a=b\n", "also")
+    removed = tier.driver.call("remove_image", "also")
+    assert not removed.deferred
+    assert not manifest.exists()
+
+
+@OWN_TIER
 def test_errors_point_at_the_place(tier: Tier) -> None:
     """A source that is not there is underlined, and an error of a registry stays one, with the line of its FROM."""
     text = f"FROM {tier.image}\nCOPY a.txt \\\n  nowhere.txt /data/\n"
