@@ -97,6 +97,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "OutputSink"]
 
+_REMOVAL_PATIENCE = 2.0
+"""Seconds a removal waits for builds and pulls to end before it takes only names away."""
+
 
 class Engine:
     """Images and containers of one store."""
@@ -190,15 +193,25 @@ class Engine:
         """Take a name away; with the last one go the content and the layers that nothing else needs.
 
         An image id takes all its names away, if `force` or there is only one. Raises `Conflict` when a container uses
-        it.
+        it. A build or pull may go on for minutes and nothing can be collected meanwhile: then only the names go.
         """
         from nbcontainer.engine import building
 
         if image == host_image.HOST_IMAGE:
             raise InvalidInput("the host image is this machine's own root; there is nothing to remove")
-        with lock_store(self.settings.root, shared=False):
-            lease = building.build_lease(self._connect())
+        session = self._connect()
+        lock = lock_store(self.settings.root, shared=False, timeout=_REMOVAL_PATIENCE)
+        try:
+            lock.acquire()
+        except Conflict:
+            with lock_store(self.settings.root, shared=True):
+                removal = self._library.untag(image, force=force, used=self._chains_in_use())
+            return RemovedImage(untagged=removal.untagged, deleted=(), freed=0, deferred=bool(removal.deleted))
+        try:
+            lease = building.build_lease(session)
             removal = self._library.remove(image, force=force, used=self._chains_in_use(), lease=lease)
+        finally:
+            lock.release()
         return RemovedImage(untagged=removal.untagged, deleted=removal.deleted, freed=removal.freed)
 
     # --- containers -------------------------------------------------------------------------------------------------

@@ -172,6 +172,8 @@ def _remove_images(session: Session, arguments: Namespace) -> object:
         lines += [f"Deleted: {digest}" for digest in removed.deleted]
         if removed.freed:
             lines.append(f"Freed: {tables.size_text(removed.freed)}")
+        if removed.deferred:
+            lines.append("Its layers go with the next removal: a build or pull is going on in this store")
     return tables.Message("\n".join(lines))
 
 

@@ -134,7 +134,8 @@ class RecordingEngine:
 
     `scripts` are taken one a run (an empty list means: nothing is written, code 0); `events` are told to the listener
     of every pull and run; `failure` is raised by whatever method it is set for, ``following`` when a log has been shown
-    and is followed. `record` is every container's, `written` its log.
+    and is followed. `record` is every container's, `written` its log. With `busy` somebody builds, so that removals
+    take only names.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(root="/nowhere"))
@@ -142,6 +143,7 @@ class RecordingEngine:
     kept: list[ContainerSummary] = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
     events: tuple[Event, ...] = ()
+    busy: bool = False
     failure: dict[str, BaseException] = field(default_factory=dict)
     copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
     written: tuple[LogLine, ...] = (
@@ -273,6 +275,8 @@ class RecordingEngine:
         self._record("remove_image", image=image, force=force)
         summary = self._find(image)
         deleted = () if summary.id is None else (summary.id,)
+        if self.busy:
+            return RemovedImage(untagged=(summary.reference,), deleted=(), freed=0, deferred=True)
         return RemovedImage(untagged=(summary.reference,), deleted=deleted, freed=summary.size)
 
     def run(

@@ -447,6 +447,12 @@ def test_verbs_ask_the_engine_and_answer_something_readable(session, engine, lin
     assert shown in str(answer)
 
 
+def test_a_removal_that_takes_only_the_name_says_so(session, engine):
+    """While somebody builds, the layers stay, and it is told when they will go."""
+    engine.busy = True
+    assert "Its layers go with the next removal" in str(dispatch(session, ["rmi", "debian"]))
+
+
 def test_several_names_inspect_to_a_list(session):
     """One name is an object, several are a list."""
     one: Any = dispatch(session, ["inspect", "debian"])
