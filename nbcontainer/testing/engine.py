@@ -70,8 +70,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nbcontainer.build.request import BuildOptions
-    from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.attending import Input, OutputSink
     from nbcontainer.engine.door import FailedState
+    from nbcontainer.runtime.inputs import Source
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
 
@@ -269,7 +270,7 @@ class RecordingEngine:
         options: RunOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         listener: Listener = ignore,
         check: bool = False,
@@ -381,7 +382,7 @@ class RecordingEngine:
         container: str,
         *,
         start: bool = False,
-        stdin: BinaryIO | None = None,
+        stdin: BinaryIO | Source | None = None,
         output: OutputSink,
         pass_signals: bool = False,
         check: bool = False,
@@ -415,7 +416,7 @@ class RecordingEngine:
         container: str,
         *,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -429,7 +430,7 @@ class RecordingEngine:
         *,
         grace: float | None = None,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -445,7 +446,7 @@ class RecordingEngine:
         options: ExecOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
