@@ -354,7 +354,7 @@ class Engine:
         """Start a kept container once more, on behind; nothing is done to one that runs so already."""
         session = self._connect()
         with lock_store(self.settings.root, shared=True):
-            stored = self._records.find(container)
+            stored = self._records.settled(self._records.find(container))
             if stored.locked and stored.service:
                 return stored.summary()
             if stored.locked:
@@ -500,7 +500,7 @@ class Engine:
 
     def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
         """Remove a container that has ended; with `force` end a running one first."""
-        stored = self._records.find(container)
+        stored = self._records.settled(self._records.find(container))
         if stored.locked:
             if not force:
                 raise Conflict(

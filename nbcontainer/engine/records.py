@@ -43,6 +43,7 @@ _LISTED = "; `%container ps -a` lists those that are here"
 _LONGEST_PAUSE = 0.05
 _LONGEST_RECORD = 16 << 20
 _BUSY = 0.5
+_SETTLING = 10.0
 _OF_ONE_RUN = (
     "pid",
     "start_time",
@@ -103,11 +104,17 @@ class Stored:
         """Whether it runs on behind: then it has a monitor instead of a notebook."""
         return isinstance(self.fields.get("service"), dict)
 
+    @property
+    def ending(self) -> bool:
+        """Whether it has ended, and its monitor is about to leave, or to start it again."""
+        fields = self.fields
+        return self.service and self.locked and fields.get("finished") is not None and not fields.get("restarting")
+
     def _state(self) -> tuple[ContainerState, str]:
         """What it is doing, and why it ended."""
         fields = self.fields
         reason = str(fields.get("reason") or "")
-        if self.locked:
+        if self.locked and not self.ending:
             return ("restarting" if fields.get("restarting") else "running"), reason
         if fields.get("finished") is not None:
             return "exited", reason
@@ -371,6 +378,15 @@ class ContainerRecords:
                 return Stored(directory=stored.directory, fields=fields, locked=locked)
 
             yield look
+
+    def settled(self, stored: Stored) -> Stored:
+        """Wait for the moment in which the monitor of a container that has ended decides what comes next."""
+        deadline = time.monotonic() + _SETTLING
+        with contextlib.suppress(ContainerNotFound), self.watching(stored) as look:
+            while stored.ending and time.monotonic() < deadline:
+                time.sleep(0.005)
+                stored = look()
+        return stored
 
     def again(self, stored: Stored) -> Stored | None:
         """The record as it is now; None when it is gone."""

@@ -333,6 +333,7 @@ SERVICE = {"service": {"restart": "always"}, "keep": True}
         ({"started": 1.0, "pid": 7}, True, "running", ""),
         ({"started": 1.0, "finished": 2.0, "exit_code": 3, "restarting": True}, True, "restarting", ""),
         ({"started": 1.0, "finished": 2.0, "exit_code": 0}, False, "exited", ""),
+        ({"started": 1.0, "finished": 2.0, "exit_code": 0}, True, "exited", ""),
         ({"started": 1.0, "boot_id": "here"}, False, "dead", "lost: its monitor was killed"),
         ({"started": 1.0, "boot_id": "before"}, False, "dead", "the machine was restarted while it ran"),
     ],
@@ -378,3 +379,20 @@ def test_watching(records: ContainerRecords) -> None:
         record.close()
         for _ in range(2):
             assert not look().locked
+
+
+def test_settling(records: ContainerRecords) -> None:
+    """One that has ended is waited for until its monitor lets go or starts it again."""
+    record = records.create(new_id(), fields(name="web", started=1.0, finished=2.0, exit_code=0, **SERVICE))
+    ending = records.find("web")
+    assert ending.ending
+    timer = threading.Timer(0.1, record.update, kwargs={"restarting": True})
+    timer.start()
+    assert records.settled(ending).summary().state == "restarting"
+    timer.join()
+    record.update(restarting=None)
+    timer = threading.Timer(0.1, record.close)
+    timer.start()
+    settled = records.settled(ending)
+    timer.join()
+    assert (settled.locked, settled.summary().state) == (False, "exited")

@@ -303,8 +303,8 @@ class Agent:
                 found[int(fd)] = os.readlink(f"/proc/self/fd/{fd}")
         session = self.engine._session
         pid = session.runtime.pid if session else None
-        for fd in session.runtime.waiting_descriptors if session else ():
-            found.pop(fd, None)
+        for waiting in session.runtime.waiting_descriptors if session else ():
+            found.pop(waiting, None)
         return {"fds": found, "launcher": pid, "threads": threading.active_count(), "root": self.engine.settings.root}
 
     def do_close(self) -> None:

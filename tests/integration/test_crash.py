@@ -173,7 +173,7 @@ def test_launcher_dies_before_it_answers(tier: Tier, killed: str) -> None:
         assert driver.run("true").ok
         launcher = driver.look()["launcher"]
         os.kill(launcher, signal.SIGSTOP)
-        driver.begin_run("echo", "on")
+        driver.begin_run("echo", "on", hostname="other")  # one for which no room waits
         time.sleep(0.3)
         if killed == "while it waits":
             driver.interrupt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -153,12 +154,32 @@ def test_killed_room(tier: Tier) -> None:
             assert driver.run(script="echo on").stdout == "on\n"
             wait_until(lambda: waiting_rooms(driver), what="a room is built ahead")
             for pid in waiting_rooms(driver):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it went with another of its container
+                    os.kill(pid, signal.SIGKILL)
             try:
                 assert driver.run(script="echo on").stdout in {"on\n", ""}
             except Raised as raised:  # it was taken before the launcher heard of its death
                 assert raised.is_a(ContainerStartError), raised.kinds
         wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+
+
+def test_offered_room(tier: Tier) -> None:
+    """A cell is started in a room that waits without the launcher's help, and still ends with the launcher."""
+    with tier.spawn() as driver:
+        assert driver.run(script="true").ok
+        launcher = driver.look()["launcher"]
+        for last in (False, True):
+            wait_until(lambda: waiting_rooms(driver), what="a room is built ahead")
+            time.sleep(0.1)
+            os.kill(launcher, signal.SIGSTOP)
+            if not last:
+                assert driver.run(script="echo on").stdout == "on\n"
+                os.kill(launcher, signal.SIGCONT)
+        driver.begin_run(script="sleep 60")
+        time.sleep(0.3)
+        os.kill(launcher, signal.SIGKILL)
+        assert driver.finish(within=15)["reason"] == "lost"
+        assert driver.run(script="echo on").stdout == "on\n"
 
 
 def test_nothing_stays(tier: Tier) -> None:

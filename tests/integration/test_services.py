@@ -38,7 +38,8 @@ def launch(driver: Driver, tier: Tier, script: str | None, *argv: str, **asked: 
 
 def state(tier: Tier, name: str) -> ContainerSummary:
     """What `ps -a` says of one."""
-    (row,) = [each for each in tier.driver.call("containers", everything=True) if name in {each.name, each.id}]
+    rows: list[ContainerSummary] = tier.driver.call("containers", everything=True)
+    (row,) = [each for each in rows if name in {each.name, each.id}]
     return row
 
 
@@ -204,12 +205,15 @@ def test_start_and_restart(tier: Tier) -> None:
     script = f"echo life >> /root/lives; {SERVE}"
     with removed(tier, "web"):
         first = launch(tier.driver, tier, script, name="web")
+        wait_until(lambda: log(tier, "web") == b"ready\n")
         assert tier.driver.call("start_behind", "web").pid == first.pid
         second = tier.driver.call("restart_behind", "web", grace=2)
         assert second.pid not in {None, first.pid}
+        wait_until(lambda: log(tier, "web") == b"ready\nbye\nready\n")
         tier.driver.call("stop", "web")
         third = tier.driver.call("start_behind", "web")
         assert (third.state, third.id) == ("running", first.id)
+        wait_until(lambda: log(tier, "web").count(b"ready") == 3)
         assert inside(tier, "web", "wc", "-l", "/root/lives").split()[0] == "3"
 
 
@@ -244,9 +248,10 @@ def test_wait_and_rename_and_remove(tier: Tier) -> None:
     with removed(tier, "old", "new"):
         launch(tier.driver, tier, "echo ready; sleep 0.3; exit 7", name="old")
         assert tier.driver.call("wait", "old").exit_code == 7
-        tier.driver.call("start_behind", "old")
+        assert tier.driver.call("start_behind", "old").state == "running"
         assert tier.driver.call("rename", "old", "new").name == "new"
-        tier.driver.call("wait", "new")
+        assert tier.driver.call("wait", "new").exit_code == 7
+        assert log(tier, "new") == b"ready\nready\n"
         launch(tier.driver, tier, STUBBORN, name="old")
         with pytest.raises(Raised, match="old is running"):
             tier.driver.call("remove_container", "old")
@@ -319,6 +324,7 @@ def test_attach(tier: Tier) -> None:
         result = driver.finish()
         assert result["exit_code"] == 5
         assert driver.output["stdout"] == b"got a line\n"
+        wait_until(lambda: state(tier, "talk").state == "exited")
         driver.begin("attach", container="talk")
         with pytest.raises(Raised, match="talk is not running"):
             driver.finish()
@@ -511,21 +517,25 @@ def test_after_a_restart_of_the_machine(tier: Tier) -> None:
         assert tier.driver.call("start_behind", "web").state == "running"
 
 
-def test_a_killed_asker(tier: Tier) -> None:
-    """One that is killed, or interrupted, while the container starts leaves it running or not at all."""
+@pytest.mark.parametrize("patience", [0.02, 0.15])
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_an_asker_that_leaves(tier: Tier, how: str, patience: float) -> None:
+    """One that is killed, or interrupted, while the container starts leaves one that runs or has ended, or none."""
     with tier.spawn() as driver:
+        driver.call("containers")
         options = RunOptions(name="half", service=ServiceOptions())
         driver.begin("call", method="launch", arguments=(tier.image, ()), options={"options": options, "script": SERVE})
-        time.sleep(0.15)
-        driver.kill()
-    wait_until(
-        lambda: all(
-            each.state == "running" or each.finished for each in tier.driver.call("containers", everything=True)
-        )
-    )
-    time.sleep(0.5)
+        time.sleep(patience)
+        if how == "killed":
+            driver.kill()
+        else:
+            driver.interrupt()
+            with contextlib.suppress(Raised):
+                driver.finish()
+    time.sleep(1.5)  # a monitor that was on its way has arrived
     for row in tier.driver.call("containers", everything=True):
         assert row.state in {"running", "created", "exited"}
+        assert how == "killed" or row.state != "created"
         tier.driver.call("remove_container", row.id, force=True)
 
 

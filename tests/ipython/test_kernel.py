@@ -96,7 +96,7 @@ def test_interrupt_ends_every_process_and_says_so(kernel):
 
 
 def test_a_container_on_behind_outlives_its_kernel(kernel):
-    """A cell starts it, others follow it and are interrupted, the kernel is restarted: it is there, and can be ended."""
+    """A cell starts it, others follow it and are interrupted; the kernel is restarted, and it is still there."""
     shown = kernel.run("%%container -d --name web host\necho up; while :; do echo tick; sleep 0.2; done\n")
     assert shown["error"] is None
     assert "web (" in shown["display"][0]

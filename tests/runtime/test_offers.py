@@ -1,0 +1,151 @@
+"""Rooms offered by the launcher: who gets one, and what is left open."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from nbcontainer._linux.processes import pidfd_open
+from nbcontainer._linux.values import replaced
+from nbcontainer.runtime.offers import Offers
+from nbcontainer.runtime.protocol import Execute, Offer, Ready, Room, Run, receive, send
+from nbcontainer.runtime.resources import Resources
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOM = Room(
+    id="1", operations=[], working_directory="/", user="", hostname="h", network="none", filter="default",
+    no_new_privileges=True, capabilities=[1], read_only_root=False, script=True, scratch="",
+    generation="2-3", rlimits={},
+)  # fmt: skip
+RUN = Run(room=ROOM, argv=["true"], environment=["A=b"], script="x")
+
+
+class Launcher:
+    """The other end: offers rooms, and has the sockets of their processes."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.init, self._init = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.command, self._command = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.claim = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def offer(self, room: str = "1", pid: int | None = None) -> None:
+        """Offer a room."""
+        pidfd = pidfd_open(pid or os.getpid())
+        send(self.theirs, Offer(room, 77), (self.claim, pidfd, self._init.fileno(), self._command.fileno()))
+        os.close(pidfd)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for each in (self.ours, self.theirs, self.init, self._init, self.command, self._command):
+            each.close()
+        os.close(self.claim)
+
+
+@pytest.fixture
+def launcher() -> Iterator[Launcher]:
+    """Lend a launcher's end."""
+    made = Launcher()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def offers() -> Iterator[Offers]:
+    """Lend offers that expect the room, closed afterwards."""
+    made = Offers()
+    made.expect([ROOM])
+    yield made
+    made.close()
+
+
+def start(offers: Offers, launcher: Launcher, request: Run = RUN) -> Any:
+    """Ask for a start with the null device for all three streams."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        return offers.start(launcher.ours, request, (null, null, null), Resources(None, ()))
+    finally:
+        os.close(null)
+
+
+def test_started(offers: Offers, launcher: Launcher) -> None:
+    """The first process gets the control socket before the command's process gets the command."""
+    launcher.offer()
+    connection = start(offers, launcher)
+    assert connection.pid == 77
+    data, fds, _, _ = socket.recv_fds(launcher.init, 16, 4)
+    assert (data, len(fds)) == (b".", 1)
+    received = receive(launcher.command)
+    assert received is not None
+    message, more = received
+    assert message == Execute(["true"], ["A=b"], "x")
+    assert len(more) == 4
+    for fd in (*fds, *more):
+        os.close(fd)
+    connection.close()
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(launcher.claim)
+    assert start(offers, launcher) is None, "an offer is good for one start"
+
+
+def test_none_offered(offers: Offers, launcher: Launcher) -> None:
+    """Without an offer, or when what comes is something else, nobody is started."""
+    assert start(offers, launcher) is None
+    send(launcher.theirs, Ready())
+    launcher.theirs.send(b"nonsense")
+    assert start(offers, launcher) is None
+
+
+def test_another_room(offers: Offers, launcher: Launcher) -> None:
+    """A room that differs in anything is not taken, and stays the launcher's."""
+    launcher.offer()
+    assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, user="me"))) is None
+    assert os.eventfd_read(launcher.claim) == 1
+
+
+def test_unexpected_room(offers: Offers, launcher: Launcher) -> None:
+    """What was not asked for is not taken."""
+    launcher.offer("2")
+    assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, id="2"))) is None
+    assert os.eventfd_read(launcher.claim) == 1
+
+
+def test_let_go_meanwhile(offers: Offers, launcher: Launcher) -> None:
+    """The launcher that claims a room first has it."""
+    launcher.offer()
+    assert os.eventfd_read(launcher.claim) == 1
+    assert start(offers, launcher) is None
+
+
+def test_ended_meanwhile(offers: Offers, launcher: Launcher) -> None:
+    """A room whose first process has ended is not taken."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    launcher.offer(pid=child)
+    assert start(offers, launcher) is None
+    os.waitpid(child, 0)
+
+
+def test_command_gone(offers: Offers, launcher: Launcher) -> None:
+    """When the waiting process is gone, somebody else must be asked."""
+    launcher.offer()
+    for each in (launcher.init, launcher.command):
+        each.shutdown(socket.SHUT_RDWR)
+    assert start(offers, launcher) is None
+
+
+def test_forgotten(offers: Offers, launcher: Launcher) -> None:
+    """Only the latest few are remembered, and what is forgotten is closed."""
+    launcher.offer()
+    assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, id="9"))) is None
+    assert len(offers.descriptors) == 4
+    offers.expect([replaced(ROOM, id=str(number)) for number in range(2, 12)])
+    assert offers.descriptors == frozenset()
+    assert start(offers, launcher) is None
