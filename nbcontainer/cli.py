@@ -74,6 +74,7 @@ def _carry_out(session: TerminalSession, line: list[str]) -> int:
         _complain("interrupted")
         return _INTERRUPTED
     except Detached:
+        sys.stderr.write("\n")  # it is shown in the middle of a line, as a rule
         _complain("detached; the container runs on")
         return 0
 
