@@ -60,6 +60,7 @@ class TerminalPage(JupyterHandler):
             page = file.read()
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Cache-Control", "no-store")
+        _ = self.xsrf_token  # has the browser keep what the page sends back with its request
         self.finish(page.replace("{base}", html.escape(self.base_url)).replace("{name}", name))
 
     @web.authenticated
