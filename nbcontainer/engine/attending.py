@@ -182,7 +182,7 @@ def _attend_terminal(
             timeout=talk.timeout,
             grace=talk.grace,
         )
-        return outcome, connection.resources.verdict() if connection.resources else Verdict()
+        return outcome, connection.resources.verdict(outcome.refused) if connection.resources else Verdict()
 
 
 class _End:

@@ -30,8 +30,10 @@ from nbcontainer.engine.views import (
     ImageSummary,
     Info,
     LogLine,
+    Pruned,
     RemovedImage,
     Version,
+    VolumeSummary,
 )
 from nbcontainer.errors import (
     ContainerExit,
@@ -40,6 +42,7 @@ from nbcontainer.errors import (
     ContainerTimeout,
     ImageNotFound,
     NbcontainerError,
+    VolumeNotFound,
 )
 from nbcontainer.model import (
     ContainerId,
@@ -64,7 +67,7 @@ from nbcontainer.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from nbcontainer.build.request import BuildOptions
     from nbcontainer.engine.attending import Input, OutputSink
     from nbcontainer.engine.door import FailedState
+    from nbcontainer.engine.filters import Filter
     from nbcontainer.runtime.inputs import Source
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
@@ -131,7 +135,8 @@ class RecordingEngine:
 
     `scripts` are taken one a run (an empty list means: nothing is written, code 0); `events` are told to the listener
     of every pull and run; `failure` is raised by whatever method it is set for, ``following`` when a log has been shown
-    and is followed. `record` is every container's, `written` its log.
+    and is followed. `record` is every container's, `written` its log. With `busy` somebody builds, so that removals
+    take only names.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(root="/nowhere"))
@@ -139,6 +144,7 @@ class RecordingEngine:
     kept: list[ContainerSummary] = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
     events: tuple[Event, ...] = ()
+    busy: bool = False
     failure: dict[str, BaseException] = field(default_factory=dict)
     copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
     written: tuple[LogLine, ...] = (
@@ -177,6 +183,7 @@ class RecordingEngine:
             mounts=("cache at /cache",),
         )
     )
+    filled: list[VolumeSummary] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
@@ -200,6 +207,12 @@ class RecordingEngine:
         summary = ContainerSummary(
             id=_ID, name=name, image="debian:latest", command=("sh",), state="exited", created=_MOMENT, exit_code=0
         )
+        return replace(summary, **changes)
+
+    @staticmethod
+    def volume(name: str = "results", **changes: Any) -> VolumeSummary:
+        """A volume's summary to put into `filled`."""
+        summary = VolumeSummary(name=name, created=_MOMENT, mountpoint=f"/nowhere/volumes/{name}/_data")
         return replace(summary, **changes)
 
     def last(self, method: str) -> dict[str, Any]:
@@ -239,8 +252,11 @@ class RecordingEngine:
         config = ImageConfig(platform=Platform("linux", "amd64"), command=("bash",), environment=("PATH=/bin",))
         return ImageDetail(summary=summary, references=(summary.reference,), config=config, layers=())
 
-    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail | VolumeSummary:
         self._record("inspect", name=name)
+        for volume in self.filled:
+            if name == volume.name:
+                return volume
         for summary in self.kept:
             if name in {summary.name, summary.id}:
                 return ContainerDetail(summary=summary, record=self.record)
@@ -260,6 +276,8 @@ class RecordingEngine:
         self._record("remove_image", image=image, force=force)
         summary = self._find(image)
         deleted = () if summary.id is None else (summary.id,)
+        if self.busy:
+            return RemovedImage(untagged=(summary.reference,), deleted=(), freed=0, deferred=True)
         return RemovedImage(untagged=(summary.reference,), deleted=deleted, freed=summary.size)
 
     def run(
@@ -478,9 +496,39 @@ class RecordingEngine:
         self._record("rename", container=container, name=name)
         return replace(self._kept(container), name=name)
 
-    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
-        self._record("remove_container", container=container, force=force)
+    def remove_container(self, container: str, *, force: bool = False, volumes: bool = False) -> ContainerSummary:
+        self._record("remove_container", container=container, force=force, volumes=volumes)
         return self._kept(container)
+
+    def prune_containers(self, filters: Sequence[Filter] = ()) -> Pruned:
+        self._record("prune_containers", filters=tuple(filters))
+        return Pruned(names=tuple(each.name for each in self.kept if each.state == "exited"), freed=2_000_000)
+
+    def create_volume(self, name: str = "", labels: Mapping[str, str] | None = None) -> VolumeSummary:
+        self._record("create_volume", name=name, labels=labels)
+        return self.volume(name or "0" * 64, labels=labels or {})
+
+    def volumes(self) -> tuple[VolumeSummary, ...]:
+        self._record("volumes")
+        return tuple(self.filled)
+
+    def inspect_volume(self, name: str) -> VolumeSummary:
+        self._record("inspect_volume", name=name)
+        return self._filled(name)
+
+    def remove_volume(self, name: str) -> VolumeSummary:
+        self._record("remove_volume", name=name)
+        return self._filled(name)
+
+    def prune_volumes(self, *, everything: bool = False, filters: Sequence[Filter] = ()) -> Pruned:
+        self._record("prune_volumes", everything=everything, filters=tuple(filters))
+        return Pruned(names=tuple(each.name for each in self.filled if not each.used_by), freed=2_000_000)
+
+    def _filled(self, name: str) -> VolumeSummary:
+        for volume in self.filled:
+            if volume.name == name:
+                return volume
+        raise VolumeNotFound(f"no volume {name!r}")
 
     def build(self, options: BuildOptions, *, listener: Listener = ignore) -> BuiltImage:
         self._record("build", options=options)
