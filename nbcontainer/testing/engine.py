@@ -73,9 +73,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nbcontainer.build.request import BuildOptions
-    from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.attending import Input, OutputSink
     from nbcontainer.engine.door import FailedState
     from nbcontainer.engine.filters import Filter
+    from nbcontainer.runtime.inputs import Source
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
 
@@ -287,7 +288,7 @@ class RecordingEngine:
         options: RunOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         listener: Listener = ignore,
         check: bool = False,
@@ -399,7 +400,7 @@ class RecordingEngine:
         container: str,
         *,
         start: bool = False,
-        stdin: BinaryIO | None = None,
+        stdin: BinaryIO | Source | None = None,
         output: OutputSink,
         pass_signals: bool = False,
         check: bool = False,
@@ -433,7 +434,7 @@ class RecordingEngine:
         container: str,
         *,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -447,7 +448,7 @@ class RecordingEngine:
         *,
         grace: float | None = None,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -463,7 +464,7 @@ class RecordingEngine:
         options: ExecOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:

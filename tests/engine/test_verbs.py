@@ -255,7 +255,7 @@ def test_defaults_leave_the_choice_to_the_engine():
         ("", ["needs an IMAGE", "usage:"]),
         ("--network bridge debian", ["--network must be none or host", "'bridge'"]),
         ("--rm=false debian", ["--rm is a switch"]),
-        ("-it debian bash", ["-i", "no terminal"]),
+        ("--detach-keys ctrl-p debian bash", ["--detach-keys", "only in a terminal"]),
         ("-m much debian", ["'much'", "256m"]),
         ("--memory -5 debian", ["'-5'", "256m"]),
         ("--cpus two debian", ["--cpus 'two'", "1.5"]),
@@ -557,7 +557,7 @@ def test_exec_keeps_the_command_verbatim(session):
     assert session.requests[-1].options.detached
     for line, words in (
         ("exec", "needs a CONTAINER"),
-        ("exec -t work sh", "no terminal"),
+        ("exec --detach-keys ctrl-p work sh", "only in a terminal"),
         ("exec --privileged work sh", "--cap-add"),
     ):
         with pytest.raises(InvalidOption, match=words):
