@@ -163,7 +163,8 @@ class _Waiting:
         self.room = room
         self.pid = pid
         self.joined = joined
-        self.claimed = False
+        self.taken = False
+        self._claimed = False
         self._channel = channel
         self._claim = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -174,22 +175,23 @@ class _Waiting:
 
     def claim(self) -> bool:
         """Whether it is ours now; false when the engine has claimed it, and somebody is about to come."""
-        if not self.claimed:
+        if not self._claimed:
             try:
                 os.eventfd_read(self._claim)
             except BlockingIOError:
                 return False
-            self.claimed = True
+            self._claimed = True
         return True
 
     def take(self, request: Visit, fds: list[int]) -> bool:
         """Hand it a visit that came to us; false when that is another one, or it has gone."""
-        if request.room != self.room or not self.claim():
+        if self.taken or request.room != self.room or not self.claim():
             return False
         try:
             send(self._channel, request, tuple(fds))
         except OSError:
             return False
+        self.taken = True
         return True
 
     def end(self) -> None:
@@ -210,7 +212,7 @@ class _Porter:
         processes.hide_from_tracers()
         self._requests = requests
         self._engine = engine
-        self._waiting: _Waiting | None = None
+        self._waiting: list[_Waiting] = []  # one, and any that the engine has claimed and not come to yet
         self._settings = settings
         self._guests: list[_Guest] = []
         self._early: dict[int, int] = {}
@@ -239,7 +241,7 @@ class _Porter:
         self._close_door()
 
     def _serve(self) -> None:
-        while self._open or self._guests or self._waiting is not None:
+        while self._open or self._guests or self._waiting:
             ready = [fd for fd, _ in self._poll.poll(None if self._guests else _IDLE * 1000)]
             if not ready and not self._guests:
                 return
@@ -254,8 +256,6 @@ class _Porter:
                     self._turn_away()
                 elif self._door is not None and fd == self._door.fileno():
                     self._welcome()
-                elif self._waiting is not None and fd == self._waiting.joined.fileno():
-                    self._come(self._waiting)
                 else:
                     self._hear(fd)
 
@@ -285,8 +285,7 @@ class _Porter:
         control = socket.socket(fileno=os.dup(fds[_CONTROL]))
         if self._container < 0:
             self._open_door(request, fds)
-        waiting = self._waiting
-        if waiting is not None and waiting.take(request, fds[:_PIDFD]):  # it will come as one that was invited
+        if any(waiting.take(request, fds[:_PIDFD]) for waiting in self._waiting):  # it comes as one that was invited
             control.close()
             return
         self._dismiss()
@@ -334,19 +333,19 @@ class _Porter:
             return
         channel, joined, pidfd = fds
         self._dismiss()
-        self._waiting = _Waiting(
+        waiting = _Waiting(
             self._last, int(said.removeprefix(_READY)), socket.socket(fileno=channel), socket.socket(fileno=joined)
         )
-        self._poll.register(self._waiting.joined, select.POLLIN)
+        self._waiting.append(waiting)
+        self._poll.register(waiting.joined, select.POLLIN)
         if self._engine is not None and self._open:
-            self._waiting.invite(self._engine, pidfd)
+            waiting.invite(self._engine, pidfd)
         os.close(pidfd)
 
     def _dismiss(self) -> None:
         """End the joiner that waits, unless somebody is coming to it right now."""
-        waiting = self._waiting
-        if waiting is not None and waiting.claim():
-            self._waiting = None
+        for waiting in [each for each in self._waiting if not each.taken and each.claim()]:
+            self._waiting.remove(waiting)
             self._poll.unregister(waiting.joined)
             waiting.end()
             waiting.joined.close()
@@ -354,7 +353,7 @@ class _Porter:
 
     def _come(self, waiting: _Waiting) -> None:
         """The joiner has a guest, or cannot serve the one it was given, or is gone."""
-        self._waiting = None
+        self._waiting.remove(waiting)
         self._poll.unregister(waiting.joined)
         waiting.close()
         try:
@@ -396,14 +395,18 @@ class _Porter:
 
     def _turn_away(self) -> None:
         """End the joiners that are still on their way: they are in no process id namespace that ends them."""
-        if self._waiting is not None:
-            self._waiting.end()
+        for waiting in self._waiting:
+            waiting.end()
         for guest in self._guests:
             if guest.joiner and not guest.pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(guest.joiner, signal.SIGKILL)
 
     def _hear(self, fd: int) -> None:
+        for waiting in self._waiting:
+            if fd == waiting.joined.fileno():
+                self._come(waiting)
+                return
         for guest in self._guests:
             if fd == guest.joined.fileno():
                 self._arrived(guest)
@@ -463,7 +466,7 @@ class _Porter:
         with contextlib.suppress(ChildProcessError):
             while (ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
                 self._bury(ended.si_pid)
-        if all(guest.pid for guest in self._guests):
+        if all(guest.pid for guest in self._guests) and not self._waiting:
             self._early.clear()
 
     def _bury(self, pid: int) -> None:
@@ -476,7 +479,7 @@ class _Porter:
             self._ended(guest, status)
         elif pid == self._door_pid:
             self._close_door()
-        else:
+        elif all(each.pid != pid for each in self._waiting) and all(each.joiner != pid for each in self._guests):
             self._early[pid] = status  # a command whose arrival has not been heard of yet, perhaps
 
     def _ended(self, guest: _Guest, status: int) -> None:
