@@ -387,13 +387,15 @@ class Engine:
         from nbcontainer.engine import services
 
         stored = self._records.find(container)
-        with services.log_from_now(stored) as follower:
-            if start:
-                self.start_behind(stored.id)
-                stored = self._records.find(stored.id)
-            result = services.attach(
-                self._records, self._lifecycle, stored, follower, stdin=stdin, output=output, pass_signals=pass_signals
-            )
+        result = services.attach(
+            self._records,
+            self._lifecycle,
+            stored,
+            begin=(lambda: self.start_behind(stored.id)) if start else None,
+            stdin=stdin,
+            output=output,
+            pass_signals=pass_signals,
+        )
         if check and not result.ok:
             raise bad_end(result, f"container {container}")
         return result

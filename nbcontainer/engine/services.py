@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.settings import Settings
     from nbcontainer.engine.views import LogLine
 
-__all__ = ["attach", "begin", "follow", "log_from_now"]
+__all__ = ["attach", "begin", "follow"]
 
 _COMPLAINTS = "monitor.err"
 _KEPT_VARIABLES = ("HOME", "JUPYTER_RUNTIME_DIR")
@@ -142,38 +142,37 @@ def follow(
         yield from within(follower.follow(is_over), since, until)
 
 
-@contextlib.contextmanager
-def log_from_now(stored: Stored) -> Iterator[LogFollower]:
-    """Lend a container's log, from where it ends now."""
-    with contextlib.closing(LogFollower(stored.directory)) as follower:
-        follower.skip()
-        yield follower
-
-
 def attach(
     records: ContainerRecords,
     lifecycle: Lifecycle,
     stored: Stored,
-    follower: LogFollower,
     *,
+    begin: Callable[[], object] | None,
     stdin: BinaryIO | None,
     output: OutputSink,
     pass_signals: bool,
 ) -> RunResult:
     """Show what a running container writes, and write to it what can be read from `stdin`, until this life ends.
 
-    `follower` has its log from where it is to be shown.
+    What is shown begins now, or with the life that `begin` starts.
 
     With `pass_signals` Ctrl-C goes to the container as SIGINT; else it is raised, and the container goes on.
     """
     name = str(stored.fields.get("name") or stored.id[:12])
-    if not stored.locked:
+    if begin is None and (not stored.locked or stored.ending):
         raise Conflict(f"container {name} is not running; `%container start -a {name}` starts it and attaches")
-    if not stored.service:
+    if stored.locked and not stored.service:
         raise Conflict(f"container {name} runs in a notebook's cell or a terminal, and its output goes there")
     began = time.monotonic()
     with contextlib.ExitStack() as undo:
+        follower = undo.enter_context(contextlib.closing(LogFollower(stored.directory)))
         look = undo.enter_context(records.watching(stored))
+        follower.skip()
+        if begin is not None:
+            begin()
+        now = look()
+        if now.ending or not now.locked:  # it is over already, and nobody reads
+            stdin = None
         rest: Callable[[float], None] = time.sleep
         if stdin is not None:
             _, fds = control.ask(stored.directory, "attach")
