@@ -13,6 +13,7 @@ it as it is, without a traceback.
     ├── NotFound                  the name is well formed, but there is no such thing
     │   ├── ImageNotFound
     │   ├── ContainerNotFound
+    │   ├── VolumeNotFound
     │   └── BlobNotFound
     ├── Conflict                  it exists already, or somebody is using it
     ├── Denied                    somebody (registry, host) said no to these credentials
@@ -67,6 +68,7 @@ __all__ = [
     "StorageError",
     "UnsafeLayer",
     "UnsupportedHost",
+    "VolumeNotFound",
     "printable",
 ]
 
@@ -159,6 +161,10 @@ class ImageNotFound(NotFound):
 
 class ContainerNotFound(NotFound):
     """No such container."""
+
+
+class VolumeNotFound(NotFound):
+    """No such volume."""
 
 
 class BlobNotFound(NotFound):

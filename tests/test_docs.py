@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,10 +17,13 @@ from nbcontainer.cli import TERMINAL_VERBS
 from nbcontainer.engine.command_line import parse
 from nbcontainer.engine.door import FAILED
 from nbcontainer.engine.settings import Settings
-from nbcontainer.engine.verbs import RUN, VERBS, find_verb
+from nbcontainer.engine.verbs import RUN, VERBS, find_verb, split_verb
 from nbcontainer.ipython.arguments import split_line
 from nbcontainer.ipython.magics import ContainerMagics
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES
+
+if TYPE_CHECKING:
+    from nbcontainer.engine.door import Door
 
 TOP = Path(__file__).parent.parent
 PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
@@ -28,7 +32,7 @@ named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_VERB_LINE = re.compile(r"^(%container|nbcontainer) (\w+)(.*)$", re.MULTILINE)
+_VERB_LINE = re.compile(r"^(%container|nbcontainer) (\w.*)$", re.MULTILINE)
 _CELL_LINE = re.compile(r"^%%container (.*)$", re.MULTILINE)
 
 
@@ -65,11 +69,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_verbs_and_options_exist(page: Path) -> None:
     """Every line that calls a verb, and every first line of a cell, is one that can be read."""
     for text in blocks(page, "", "sh"):
-        for prefix, verb, rest in _VERB_LINE.findall(text):
-            found = [each for each in TERMINAL_VERBS if verb in {each.name, *each.aliases}]
-            assert found, f"{prefix} {verb}"
-            if "[" not in rest:
-                parse(found[0], split_line(rest), door="notebook" if prefix == "%container" else "terminal")
+        for prefix, line in _VERB_LINE.findall(text):
+            door: Door = "notebook" if prefix == "%container" else "terminal"
+            known, _ = split_verb(line.split(), TERMINAL_VERBS, door)
+            if "[" not in line:
+                parse(known, split_verb(split_line(line), TERMINAL_VERBS, door)[1], door=door)
         for rest in _CELL_LINE.findall(text):
             if "[" not in rest and not re.search(r"-v [.~]", rest):  # folders of the reader are not here
                 failed = FAILED if "--failed" in rest else ""

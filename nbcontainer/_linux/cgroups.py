@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -108,8 +109,13 @@ def _below(root: str, path: str) -> str:
 
 
 def machine_hierarchies() -> tuple[Hierarchy, ...]:
-    """The hierarchies of this machine, as this process sees them."""
-    return hierarchies(_text("/proc/self/mountinfo"), _text("/proc/self/cgroup"), _offered)
+    """The hierarchies of this machine, as this process sees them; looked up again when its place in them changes."""
+    return _hierarchies_from(_text("/proc/self/cgroup"), os.stat("/proc/self/ns/mnt").st_ino)
+
+
+@functools.lru_cache(maxsize=1)
+def _hierarchies_from(own: str, _mounts: int) -> tuple[Hierarchy, ...]:
+    return hierarchies(_text("/proc/self/mountinfo"), own, _offered)
 
 
 def _offered(point: str) -> frozenset[str]:

@@ -128,7 +128,7 @@ def attend(
             timeout=talk.timeout,
             grace=talk.grace,
         )
-        return outcome, connection.resources.verdict() if connection.resources else Verdict()
+        return outcome, connection.resources.verdict(outcome.refused) if connection.resources else Verdict()
 
 
 class _End:

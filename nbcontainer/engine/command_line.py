@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbcontainer.errors import InvalidOption
-from nbcontainer.model import BindMount, Platform
+from nbcontainer.model import Platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -37,7 +37,6 @@ __all__ = [
     "Verb",
     "nearest",
     "parse",
-    "read_bind_mount",
     "read_choice",
     "read_duration",
     "read_environment",
@@ -45,7 +44,7 @@ __all__ = [
     "verb_help",
 ]
 
-Completes = Literal["", "image", "stored", "container", "running", "either", "verb", "shell"]
+Completes = Literal["", "image", "stored", "container", "running", "either", "verb", "shell", "volume"]
 Count = Literal["one", "optional", "any", "some", "rest"]
 PREFIX: dict[Door, str] = {"notebook": "%container", "terminal": "nbcontainer"}
 _WIDTH = 100
@@ -365,30 +364,6 @@ def read_environment(text: str) -> str:
         return text
     value = os.environ.get(name)
     return "" if value is None else f"{name}={value}"
-
-
-def read_bind_mount(text: str) -> BindMount:
-    """``HOST:CONTAINER[:ro|rw]``; the host side may start with ``~`` or ``.`` and must exist."""
-    parts = text.split(":")
-    if len(parts) not in {2, 3} or not all(parts):
-        raise InvalidOption(f"volume {text!r} is not HOST:CONTAINER[:ro]; write for example .:/data or ~/set:/data:ro")
-    host, target = parts[0], parts[1]
-    modes = parts[2].split(",") if len(parts) == 3 else []
-    for mode in modes:
-        if mode not in {"ro", "rw"}:
-            raise InvalidOption(f"volume {text!r} has the option {mode!r}; only ro and rw are known")
-    if not target.startswith("/") or os.path.normpath(target) == "/":
-        raise InvalidOption(f"volume {text!r}: the container side {target!r} must be an absolute path below /")
-    return BindMount(source=_host_path(text, host), target=os.path.normpath(target), read_only="ro" in modes)
-
-
-def _host_path(text: str, host: str) -> str:
-    if not host.startswith(("/", ".", "~")):
-        raise InvalidOption(f"volume {text!r}: named volumes are not there yet; for the folder {host!r} write ./{host}")
-    path = os.path.abspath(os.path.expanduser(host))
-    if not os.path.exists(path):
-        raise InvalidOption(f"volume {text!r}: there is no {path} on this machine; create it first")
-    return path
 
 
 def read_choice(what: str, pattern: str, example: str) -> Callable[[str], str]:

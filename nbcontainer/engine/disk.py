@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from typing import TYPE_CHECKING
 
+from nbcontainer._linux.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 from nbcontainer.engine.views import DiskUsage, DiskUsageLine
 
 if TYPE_CHECKING:
@@ -14,11 +16,16 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Stored
     from nbcontainer.images.library import Library
     from nbcontainer.model import Digest
+    from nbcontainer.store import VolumeStore
 
-__all__ = ["disk_usage"]
+__all__ = ["disk_usage", "tree_size"]
+
+_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS
 
 
-def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: frozenset[Digest]) -> DiskUsage:
+def disk_usage(
+    root: str, library: Library, containers: Sequence[Stored], used: frozenset[Digest], volumes: VolumeStore
+) -> DiskUsage:
     """Sizes in bytes; layers shared by several images count once."""
     images = tuple(library.walk())
     in_use = [image for image in images if image.chain in used]
@@ -30,7 +37,10 @@ def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: 
     blob_size = sum(library.content.size(digest) for digest in blobs)
     running = [stored for stored in containers if stored.locked]
     ended = [stored for stored in containers if not stored.locked]
-    ended_size = sum(_tree_size(stored.directory) for stored in ended)
+    ended_size = sum(tree_size(stored.directory) for stored in ended)
+    kept = tuple(volumes.walk())
+    volume_sizes = {each.name: tree_size(volumes.folder(each.name)) for each in kept}
+    mounted = {each.name for each in kept if volumes.users(each.name)}
     usage = shutil.disk_usage(root)
     return DiskUsage(
         root=root,
@@ -60,8 +70,15 @@ def disk_usage(root: str, library: Library, containers: Sequence[Stored], used: 
                 kind="Containers",
                 count=len(containers),
                 active=len(running),
-                size=ended_size + sum(_tree_size(stored.directory) for stored in running),
+                size=ended_size + sum(tree_size(stored.directory) for stored in running),
                 reclaimable=ended_size,
+            ),
+            DiskUsageLine(
+                kind="Volumes",
+                count=len(kept),
+                active=len(mounted),
+                size=sum(volume_sizes.values()),
+                reclaimable=sum(size for name, size in volume_sizes.items() if name not in mounted),
             ),
         ),
         free=usage.free,
@@ -77,13 +94,38 @@ def _chains(library: Library, top: Digest | None) -> list[Digest]:
     return chains
 
 
-def _tree_size(path: str) -> int:
-    """Bytes allocated below `path`, as far as we may look."""
+def tree_size(path: str) -> int:
+    """Bytes allocated below `path`, as far as we may look.
+
+    A container may be changing what is there: each folder is opened from the top and through no link, one at a time.
+    """
     total = 0
-    for folder, _, names in os.walk(path, onerror=None):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
-            except OSError:
-                continue
+    try:
+        top = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        waiting = ["."]
+        while waiting:
+            folder = waiting.pop()
+            with contextlib.suppress(OSError):  # closed to us, gone by now, or too deep to be named
+                total += _folder_size(top, folder, waiting)
+    finally:
+        os.close(top)
     return total
+
+
+def _folder_size(top: int, folder: str, waiting: list[str]) -> int:
+    """Bytes of what lies in one folder; the folders in it are added to `waiting`."""
+    size = 0
+    fd = openat2(top, folder, os.O_RDONLY | os.O_DIRECTORY, resolve=_BENEATH)
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{folder}/{entry.name}")
+    finally:
+        os.close(fd)
+    return size

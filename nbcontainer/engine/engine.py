@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, BinaryIO
 from nbcontainer.engine import files, host_image, resources
 from nbcontainer.engine.attending import OutputSink
 from nbcontainer.engine.commit import commit
-from nbcontainer.engine.disk import disk_usage
+from nbcontainer.engine.disk import disk_usage, tree_size
 from nbcontainer.engine.executing import ExecRequest, execute
+from nbcontainer.engine.filters import Filter, created_before, has_labels
 from nbcontainer.engine.lifecycle import Lifecycle
 from nbcontainer.engine.logs import last_lines, read_log, within
 from nbcontainer.engine.records import Stored
@@ -47,9 +48,12 @@ from nbcontainer.engine.views import (
     ImageSummary,
     Info,
     LogLine,
+    Pruned,
     RemovedImage,
     Version,
+    VolumeSummary,
 )
+from nbcontainer.engine.volume_use import anonymous_of, let_go
 from nbcontainer.errors import (
     Conflict,
     ContainerNotFound,
@@ -58,6 +62,8 @@ from nbcontainer.errors import (
     InvalidOption,
     InvalidReference,
     NotFound,
+    UnsupportedHost,
+    VolumeNotFound,
 )
 from nbcontainer.images.library import unix_time
 from nbcontainer.model import (
@@ -76,7 +82,7 @@ from nbcontainer.model import (
 from nbcontainer.store import lock_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -87,6 +93,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import ContainerRecords, Record
     from nbcontainer.images.image import Image
     from nbcontainer.images.library import Library
+    from nbcontainer.store import Volume
 
 __all__ = ["Engine", "OutputSink"]
 
@@ -132,8 +139,8 @@ class Engine:
             layers=found.manifest.layers,
         )
 
-    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
-        """A container or an image, whichever `name` is; a container's name wins, as in docker."""
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail | VolumeSummary:
+        """A container, an image or a volume, whichever `name` is; in this order, as in docker."""
         try:
             stored = self._records.find(name)
         except (ContainerNotFound, InvalidReference):
@@ -143,8 +150,11 @@ class Engine:
         try:
             return self.inspect_image(name)
         except NotFound as problem:
+            with contextlib.suppress(VolumeNotFound):
+                return self.inspect_volume(name)
             raise NotFound(
-                f"no container or image {name!r} here; `%container ps -a` and `%container images` list what there is"
+                f"no container, image or volume {name!r} here; `%container ps -a`, `%container images` and"
+                " `%container volume ls` list what there is"
             ) from problem
 
     def history(self, image: str) -> tuple[HistoryLine, ...]:
@@ -249,6 +259,7 @@ class Engine:
             return carry_out(session, request, placed, grace=self.settings.interrupt_grace, check=check)
         except BaseException:
             placed.abandon()
+            let_go(session, placed.spec, placed.volumes)
             raise
 
     def start(
@@ -497,8 +508,11 @@ class Engine:
         """Give a container another name; raise `Conflict` when it is taken."""
         return self._lifecycle.rename(container, name)
 
-    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
-        """Remove a container that has ended; with `force` end a running one first."""
+    def remove_container(self, container: str, *, force: bool = False, volumes: bool = False) -> ContainerSummary:
+        """Remove a container that has ended; with `force` end a running one first.
+
+        With `volumes` those that were made for it go, too, where no other container names them.
+        """
         stored = self._records.settled(self._records.find(container))
         if stored.locked:
             if not force:
@@ -509,7 +523,78 @@ class Engine:
         session = self._connect()
         with contextlib.suppress(ContainerNotFound), self._records.removing(stored):  # else somebody was quicker
             session.discard(stored.directory)
+        if volumes:
+            session.volumes.drop(anonymous_of(stored))
         return stored.summary()
+
+    def prune_containers(self, filters: Sequence[Filter] = ()) -> Pruned:
+        """Remove every container that has ended and that `filters` (``until``, ``label``) do not leave out.
+
+        Volumes stay, those without a name among them.
+        """
+        session = self._connect()
+        removed, freed = [], 0
+        for stored in self._records.walk():
+            row = stored.summary()
+            old = all(row.created < created_before(each) for each in filters if each.name == "until")
+            if stored.locked or stored.abandoned or not old or not has_labels(row.labels, filters):
+                continue
+            size = tree_size(stored.directory)
+            with contextlib.suppress(ContainerNotFound, Conflict), self._records.removing(stored):
+                session.discard(stored.directory)
+                removed.append(row.name or row.id[:12])
+                freed += size
+        return Pruned(names=tuple(removed), freed=freed)
+
+    # --- volumes ----------------------------------------------------------------------------------------------------
+
+    def create_volume(self, name: str = "", labels: Mapping[str, str] | None = None) -> VolumeSummary:
+        """Make a volume, or find that it is there; without a name it gets one that nobody has."""
+        volume, _ = self._connect().volumes.create(name, labels)
+        return self._volume_summary(volume)
+
+    def volumes(self) -> tuple[VolumeSummary, ...]:
+        """Every volume of the store, by name."""
+        return tuple(self._volume_summary(volume) for volume in self._connect().volumes.walk())
+
+    def inspect_volume(self, name: str) -> VolumeSummary:
+        """One volume; raise `VolumeNotFound`."""
+        return self._volume_summary(self._connect().volumes.find(name))
+
+    def remove_volume(self, name: str) -> VolumeSummary:
+        """Remove a volume with all that is in it.
+
+        Raises `Conflict` naming the containers that use it, running or not, or `VolumeNotFound`.
+        """
+        return self._volume_summary(self._connect().volumes.remove(name))
+
+    def prune_volumes(self, *, everything: bool = False, filters: Sequence[Filter] = ()) -> Pruned:
+        """Remove the volumes without a name that no container uses any more; with `everything` the named ones, too."""
+        store = self._connect().volumes
+        removed, freed = [], 0
+        for volume in store.walk():
+            if not (everything or volume.anonymous) or not has_labels(volume.labels, filters):
+                continue
+            if store.users(volume.name):
+                continue
+            size = tree_size(store.folder(volume.name))
+            with contextlib.suppress(Conflict, VolumeNotFound, UnsupportedHost):
+                removed.append(store.remove(volume.name).name)
+                freed += size
+        return Pruned(names=tuple(removed), freed=freed)
+
+    def _volume_summary(self, volume: Volume) -> VolumeSummary:
+        store = self._connect().volumes
+        return VolumeSummary(
+            name=volume.name,
+            created=volume.created,
+            mountpoint=store.data(volume.name),
+            labels=volume.labels,
+            anonymous=volume.anonymous,
+            used_by=tuple(store.users(volume.name)),
+            ids=volume.ids,
+            usable=store.is_ours(volume),
+        )
 
     # --- files of containers ----------------------------------------------------------------------------------------
 
@@ -677,7 +762,13 @@ class Engine:
 
     def disk_usage(self) -> DiskUsage:
         """What the store holds."""
-        return disk_usage(self.settings.root, self._library, tuple(self._records.walk()), self._chains_in_use())
+        return disk_usage(
+            self.settings.root,
+            self._library,
+            tuple(self._records.walk()),
+            self._chains_in_use(),
+            self._connect().volumes,
+        )
 
     def info(self) -> Info:
         """The state of things in a few lines."""
@@ -689,6 +780,7 @@ class Engine:
                 ("store", self.settings.root),
                 ("images", str(len(self._library.refs.list()))),
                 ("containers", f"{len(containers)} ({running} running)"),
+                ("volumes", str(sum(1 for _ in self._connect().volumes.walk()))),
                 ("driver", "native"),
                 ("tier", self._connect().tier),
                 ("ids", f"{sum(each.length for each in id_map.uids)} per container"),
@@ -837,6 +929,7 @@ class Engine:
             size=self._library.unpacked_size(image),
             compressed_size=image.manifest.size,
             in_use=image.chain in chains,
+            labels=image.config.labels,
         )
 
     def _chains_in_use(self) -> frozenset[Digest]:

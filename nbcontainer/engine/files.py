@@ -21,6 +21,7 @@ from nbcontainer._linux.mounts import AT_FDCWD
 from nbcontainer.engine import inside
 from nbcontainer.engine.roots import layers_of, read_only, root_of
 from nbcontainer.engine.views import Change, CopyResult
+from nbcontainer.engine.volume_use import volume_mounts
 from nbcontainer.errors import (
     Conflict,
     CorruptContent,
@@ -127,12 +128,14 @@ def task(session: Session) -> Iterator[_TaskCall]:
 
 
 @contextlib.contextmanager
-def _entered(session: Session, stored: Stored, *, write: bool) -> Iterator[tuple[_Call, list[dict[str, Any]]]]:
+def _entered(
+    session: Session, stored: Stored, *, write: bool, volumes: bool = True
+) -> Iterator[tuple[_Call, list[dict[str, Any]]]]:
     """A way to call functions at the container's root, and the mounts that the call has to make first.
 
-    A container that has ended is locked meanwhile: shared to read, alone to write. On the machine's own root it is
-    always locked alone and mounted as it was: overlayfs refuses a writable layer as one of several lower ones when it
-    lies in another of them (ELOOP, "overlapping lowerdir path").
+    A container that has ended is locked meanwhile, shared to read, alone to write, and may have its `volumes`
+    mounted. On the machine's own root it is always locked alone and mounted as it was: overlayfs refuses a writable
+    layer as one of several lower ones when it lies in another of them (ELOOP, "overlapping lowerdir path").
     """
     alone = write or not stored.fields.get("chain")
     if stored.locked:
@@ -153,7 +156,9 @@ def _entered(session: Session, stored: Stored, *, write: bool) -> Iterator[tuple
     try:
         root = root_of(session, stored)
         with task(session) as call:
-            yield call, session.runtime.view(root if alone else read_only(root))
+            view = session.runtime.view(root if alone else read_only(root))
+            shown = session.runtime.view(volume_mounts(session, stored)) if volumes else []
+            yield call, [*view, *({**step, "only_where_there": True} for step in shown)]
     finally:
         os.close(held)
 
@@ -269,7 +274,7 @@ def export(session: Session, stored: Stored, target: str | BinaryIO) -> CopyResu
 def _looked_at(session: Session, stored: Stored) -> Iterator[tuple[_Call, list[dict[str, Any]]]]:
     """As `_entered`, but of a running container only what lies in the store."""
     if not stored.locked:
-        with _entered(session, stored, write=False) as entered:
+        with _entered(session, stored, write=False, volumes=False) as entered:
             yield entered
         return
     if not stored.fields.get("chain"):

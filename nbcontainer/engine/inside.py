@@ -7,13 +7,16 @@ file system, carried as text by `os.fsdecode`.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import stat
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer._linux.syscalls import openat2
-from nbcontainer.errors import InvalidImage, InvalidInput, NotFound
+from nbcontainer.errors import InvalidImage, InvalidInput, InvalidOption, NotFound
 from nbcontainer.layers import diff
+from nbcontainer.layers.copying import copy_children
 from nbcontainer.layers.pack import Packer, TarWriter, is_made_by_kernel
 from nbcontainer.layers.place import IN_ROOT, Landing, Placed, explain, land, locate, place, unreadable
 from nbcontainer.layers.tar import Stream
@@ -22,7 +25,7 @@ from nbcontainer.runtime.child import views
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["changes", "export", "layer", "pack", "pack_path", "placed_fields", "unpack"]
+__all__ = ["changes", "end_with", "export", "fill", "layer", "pack", "pack_path", "placed_fields", "unpack"]
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -167,6 +170,51 @@ def export(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
     finally:
         os.close(top)
     return _packed(packer)
+
+
+def fill(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:
+    """Copy the folder ``path`` of a root into ``fds[1]``, for the volume whose folder is ``fds[0]`` if it is empty.
+
+    Answers whether there was anything to copy. What is copied has the image's owners, modes, attributes and links;
+    ``path`` is found as whoever mounts the volume finds it, so that no link of the image leads out of it. It is given
+    up when the other end of the pipe ``fds[2]`` is closed: the person does not want to wait any more.
+    """
+    end_with(fds[2])
+    data = os.open("_data", _FOLDER | os.O_NOFOLLOW, dir_fd=fds[0])
+    try:
+        if os.listdir(data):
+            return {"filled": False}
+    finally:
+        os.close(data)
+    path = str(arguments["path"])
+    root_fd = views.enter(arguments["view"])
+    try:
+        source = openat2(root_fd, path.strip("/"), _FOLDER, resolve=IN_ROOT)
+    except NotADirectoryError as problem:
+        raise InvalidOption(
+            f"{path} is a file in the image, and a volume is a folder; choose another place"
+        ) from problem
+    except OSError:  # nothing there; or nothing that could be mounted on, which whoever mounts will say
+        return {"filled": False}
+    try:
+        if is_made_by_kernel(source):
+            return {"filled": False}
+        copy_children(source, fds[1], owners=bool(arguments["owners"]))
+    except OSError as problem:
+        raise explain(problem, path) from problem
+    finally:
+        os.close(source)
+    return {"filled": True}
+
+
+def end_with(pipe: int) -> None:
+    """Have the kernel end this process when nobody can write to `pipe` any more (fcntl(2), SIGIO)."""
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    if poll.poll(0):  # it was closed before
+        os._exit(1)
 
 
 def changes(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:

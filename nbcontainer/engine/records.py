@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbcontainer._linux import identity
 from nbcontainer.engine.logs import LogWriter, limits_of, read_log
 from nbcontainer.engine.views import ContainerSummary
+from nbcontainer.engine.volume_use import mounted
 from nbcontainer.errors import Conflict, ContainerNotFound, InvalidOption, InvalidReference, StorageError
 from nbcontainer.model import ContainerId
 from nbcontainer.store import FileLock
@@ -97,6 +98,9 @@ class Stored:
             title=str(fields.get("title", "")),
             service=self.service,
             health=str(health.get("status", "")) if isinstance(health, dict) and state == "running" else "",
+            labels=fields.get("labels") or {},
+            chain=str(fields.get("chain", "")),
+            mounted=mounted(fields),
         )
 
     @property

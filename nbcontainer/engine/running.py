@@ -23,9 +23,10 @@ from nbcontainer.engine.roots import root_of, saved_root
 from nbcontainer.engine.saved import saved_spec, spec_of
 from nbcontainer.engine.service import service_fields
 from nbcontainer.engine.successors import new_container_id
+from nbcontainer.engine.volume_use import anonymous_of, fill, found_again, let_go, using, volume_fields, wanted_volumes
 from nbcontainer.engine.volumes import resolved_volumes
 from nbcontainer.errors import ImageNotFound, InvalidOption
-from nbcontainer.model import BindMount, Digest, ImageConfig, Platform, RunOptions
+from nbcontainer.model import BindMount, Digest, ImageConfig, Platform, RunOptions, VolumeMount
 from nbcontainer.runtime.bundle import bundle
 from nbcontainer.runtime.devices import resolved_devices
 from nbcontainer.runtime.limits import check_limits
@@ -92,6 +93,8 @@ class Placed:
     started: float
     kind: Kind | None = None
     again: bool = False
+    volumes: tuple[str, ...] = ()
+    """Those that were made for it."""
 
     def abandon(self) -> None:
         """Take the record away if nobody has carried it out (an interrupt came in between); else do nothing."""
@@ -114,10 +117,37 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
     check_limits(options.limits, frozenset(os.sched_getaffinity(0)))
     keep = not options.remove if options.remove is not None else bool(options.name)
     keep = keep or options.service is not None  # its monitor throws it away
-    kind = None if keep else _kind(request, subject)
+    wanted = wanted_volumes(options, subject.config)
+    kind = None if keep or wanted else _kind(request, subject)
     container = (kind and session.successors.take(kind)) or new_container_id()
-    spec = _spec(session, request, subject, container, keep=keep)
-    fields = {
+    transient = not keep or options.remove is True
+    with using(session, wanted, container, transient=transient) as named:
+        spec = _spec(session, request, subject, container, keep=keep, volumes=named)
+        fields = _fields_of(session, request, subject, spec, keep=keep)
+        if named:
+            fields["volumes"] = volume_fields(wanted, named)
+        record = session.records.create(container, fields)
+    own = tuple(found.name for asked, found in zip(wanted, named, strict=True) if not asked.name)
+    placed = Placed(subject=subject, spec=spec, record=record, started=started, kind=kind, volumes=own)
+    try:
+        if named:
+            fill(session, spec, named, record)
+        if keep and request.script is not None:
+            record.keep_script(request.script)
+    except BaseException:
+        placed.abandon()
+        let_go(session, placed.spec, placed.volumes)
+        raise
+    return placed
+
+
+def _fields_of(
+    session: Session, request: RunRequest, subject: Subject, spec: ContainerSpec, *, keep: bool
+) -> dict[str, Any]:
+    """What the record of a container says from the beginning."""
+    options = request.options
+    labels = {**subject.config.labels, **dict(options.labels)}
+    return {
         "name": options.name,
         "image": subject.name,
         "chain": str(subject.chain or ""),
@@ -125,15 +155,12 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         "title": _title(request.script),
         "created": time.time(),
         "keep": keep,
-        **({} if subject.chain else {"root": saved_root(spec.root, session.records.path(container))}),
+        **({} if subject.chain else {"root": saved_root(spec.root, session.records.path(spec.id))}),
+        **({"labels": labels} if labels else {}),
         **_remembered(options, subject.config),
         **service_fields(options, subject.config),
         "spec": saved_spec(spec),
     }
-    record = session.records.create(container, fields)
-    if keep and request.script is not None:
-        record.keep_script(request.script)
-    return Placed(subject=subject, spec=spec, record=record, started=started, kind=kind)
 
 
 def place_again(
@@ -152,15 +179,17 @@ def place_again(
     started = time.monotonic()
     spec = spec_of(stored)
     check_limits(spec.limits, frozenset(os.sched_getaffinity(0)))
+    volumes = found_again(session, stored)
     for mount in spec.mounts:
-        if mount.kind == "bind":
+        if mount.kind == "bind" and mount.target not in volumes:
             _check_again(mount, session.settings.root)
+    mounts = tuple(dataclasses.replace(each, source=volumes.get(each.target, each.source)) for each in spec.mounts)
     chain = stored.fields.get("chain")
     if chain and not session.snapshots.has(Digest.parse(chain)):
         raise ImageNotFound(f"the image of container {stored.id[:12]} is gone; its files can be read, not run again")
     script = session.records.script(stored)
     spec = dataclasses.replace(
-        spec, root=root_of(session, stored), devices=resolved_devices(spec.devices), script=script
+        spec, root=root_of(session, stored), mounts=mounts, devices=resolved_devices(spec.devices), script=script
     )
     image = str(stored.fields.get("image", ""))
     subject = Subject(name=image, config=ImageConfig(platform=Platform.host()), chain=None, root=lambda _: spec.root)
@@ -177,7 +206,9 @@ def place_again(
         record = session.records.reopen(stored)
     else:
         record.renew()
-    return request, Placed(subject=subject, spec=spec, record=record, started=started, again=True)
+    return request, Placed(
+        subject=subject, spec=spec, record=record, started=started, again=True, volumes=anonymous_of(stored)
+    )
 
 
 def _check_again(mount: Mount, store: str) -> None:
@@ -191,11 +222,20 @@ def _check_again(mount: Mount, store: str) -> None:
 
 
 def _spec(
-    session: Session, request: RunRequest, subject: Subject, container: ContainerId, *, keep: bool
+    session: Session,
+    request: RunRequest,
+    subject: Subject,
+    container: ContainerId,
+    *,
+    keep: bool,
+    volumes: tuple[VolumeMount, ...] = (),
 ) -> ContainerSpec:
+    """Decide the spec; `volumes` are those of the store, found and named."""
     options = request.options
-    if options.volumes:
-        options = dataclasses.replace(options, volumes=resolved_volumes(options.volumes, session.settings.root))
+    if options.volumes or volumes:
+        shown = tuple(each for each in options.volumes if isinstance(each, BindMount))
+        found = resolved_volumes(shown, session.settings.root)
+        options = dataclasses.replace(options, volumes=(*found, *volumes))
     if options.devices:
         options = dataclasses.replace(options, devices=resolved_devices(options.devices))
     directory = session.records.path(container)
@@ -208,6 +248,7 @@ def _spec(
         script=request.script,
         shell=request.shell,
         idmapped_binds=session.privileged,
+        volumes=session.volumes.directory,
         host_resolv_conf=resolv_conf() if options.network == "host" else "",
         single_id=session.id_map.single,
     )
@@ -291,6 +332,7 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
         record.close()
         if not record.kept:
             session.recover(deaths)
+            session.volumes.drop(placed.volumes, container=spec.id)
     if outcome.failure is not None and outcome.reason == "exited":  # ended by us, it may have failed because of that
         raise start_error(placed.subject.name, outcome.failure)
     if check and not result.ok:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux import idmaps
@@ -12,12 +11,14 @@ from nbcontainer.engine import host_image
 from nbcontainer.engine.build_runtime import BuildRuntime
 from nbcontainer.engine.records import ContainerRecords
 from nbcontainer.engine.successors import Successors
+from nbcontainer.engine.volume_use import used_volumes
 from nbcontainer.errors import NbcontainerError, StorageError, UnsupportedHost
 from nbcontainer.images.library import Library
 from nbcontainer.layers.overlay import OverlaySnapshotter
+from nbcontainer.layers.remove import remove_entry
 from nbcontainer.model import Notice
 from nbcontainer.runtime.driver import NativeRuntime
-from nbcontainer.store import ContentStore, RefStore
+from nbcontainer.store import ContentStore, RefStore, VolumeStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-_FOLDERS = ("run", "containers", "snapshots", "build", "build/mounts")
+_FOLDERS = ("run", "containers", "snapshots", "volumes", "build", "build/mounts")
 _REMOVE = "nbcontainer.layers.remove:serve"
 _TASK_MODULES = (
     "nbcontainer.layers.apply",
@@ -64,6 +65,13 @@ class Session:
         self.build_runtime = BuildRuntime(settings, self.id_map)
         self.successors = Successors()
         self.records = ContainerRecords(settings.root, self._owner)
+        self.volumes = VolumeStore(
+            settings.root,
+            ids=self.id_map.key,
+            owner=self._owner,
+            users=lambda: used_volumes(self.records),
+            discard=self._remove_tree,
+        )
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
         self._recovered = 0
         if sweeping:
@@ -90,7 +98,7 @@ class Session:
                 os.makedirs(os.path.join(root, folder), mode=0o700, exist_ok=True)
             owner = self._owner
             if owner is not None:
-                for folder in ("", "run", "snapshots", "build"):
+                for folder in ("", "run", "snapshots", "volumes", "build"):
                     path = os.path.join(root, folder)
                     os.chown(path, 0, owner)
                     os.chmod(path, 0o710)  # noqa: S103 - the group is container root's own: it must walk through
@@ -157,13 +165,17 @@ class Session:
         self._remove_tree(directory)
 
     def _remove_tree(self, path: str) -> None:
-        """Remove a tree that was written inside the namespace: from there, or as real root from here."""
-        if self.privileged:
-            shutil.rmtree(path, ignore_errors=True)
-            return
+        """Remove a tree that was written inside the namespace: from there, or as real root from here.
+
+        However deep a container has made it: `shutil.rmtree` calls itself for each folder on the way down.
+        """
         parent = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.runtime.call(_REMOVE, {"name": os.path.basename(path)}, (parent,))
+            if self.privileged:
+                with contextlib.suppress(OSError, StorageError):  # what cannot be removed stays for the next sweep
+                    remove_entry(parent, os.fsencode(os.path.basename(path)))
+            else:
+                self.runtime.call(_REMOVE, {"name": os.path.basename(path)}, (parent,))
         finally:
             os.close(parent)
 
@@ -184,6 +196,7 @@ class Session:
         for directory in (*abandoned, *self.records.nameless()):
             with contextlib.suppress(NbcontainerError, OSError):  # nobody asked for it, and the next one tries again
                 self._remove_tree(directory)
+        self.volumes.sweep()
 
     def close(self) -> None:
         """End everything; safe twice."""

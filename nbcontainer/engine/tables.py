@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from nbcontainer.engine.volume_use import container_mounts
 from nbcontainer.errors import InvalidReference, NbcontainerError, printable
 from nbcontainer.model import Reference
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
         HistoryLine,
         ImageDetail,
         ImageSummary,
+        Pruned,
+        VolumeSummary,
     )
     from nbcontainer.model import Digest
 
@@ -44,14 +47,18 @@ __all__ = [
     "container_table",
     "describe_container",
     "describe_image",
+    "describe_volume",
     "disk_usage_table",
     "escape",
     "history_table",
     "image_table",
+    "json_lines",
     "pairs_table",
     "printable",
+    "pruned_message",
     "size_text",
     "span_text",
+    "volume_table",
 ]
 
 _Row = TypeVar("_Row")
@@ -515,6 +522,8 @@ def describe_container(detail: ContainerDetail) -> dict[str, Any]:
             **({"Health": _describe_health(health)} if isinstance(health, dict) else {}),
         },
         **(_describe_service(record, service) if isinstance(service, dict) else {}),
+        "Labels": dict(summary.labels),
+        "Mounts": container_mounts(record),
         "Record": record,
     }
 
@@ -554,6 +563,54 @@ def _describe_service(record: dict[str, Any], service: dict[str, Any]) -> dict[s
 
 
 # The store and this package
+
+
+def volume_table(volumes: Sequence[VolumeSummary], *, quiet: bool = False) -> Table[VolumeSummary]:
+    """``volume ls``."""
+    name: Column[VolumeSummary] = Column("VOLUME NAME", lambda row: row.name)
+    if quiet:
+        return Table([name], volumes, heading=False)
+    return Table(
+        [
+            name,
+            Column("CREATED", lambda row: ago(row.created), lambda row: _moment(row.created)),
+            Column("USED BY", lambda row: ", ".join(row.used_by) or _NOTHING, lambda row: ", ".join(row.used_by)),
+            Column(
+                "LABELS",
+                lambda row: ", ".join(f"{key}={value}" for key, value in row.labels.items()),
+                lambda row: dict(row.labels),
+            ),
+        ],
+        volumes,
+        empty="no volumes; `run -v NAME:/path` makes one, as volume create does",
+    )
+
+
+def describe_volume(volume: VolumeSummary) -> dict[str, Any]:
+    """``volume inspect``, in docker's field names, then what is ours."""
+    return {
+        "Name": volume.name,
+        "Driver": "local",
+        "Scope": "local",
+        "CreatedAt": _iso(volume.created),
+        "Mountpoint": volume.mountpoint,
+        "Labels": dict(volume.labels),
+        "Options": {},
+        "Anonymous": volume.anonymous,
+        "UsedBy": list(volume.used_by),
+        "Ids": volume.ids,
+        "Usable": volume.usable,
+    }
+
+
+def pruned_message(pruned: Pruned) -> Message:
+    """What a prune removed, a line each, and what that freed."""
+    return Message("\n".join((*pruned.names, f"freed {size_text(pruned.freed)}")))
+
+
+def json_lines(table: Table[Any]) -> Message:
+    """The values of a table, a JSON object a line."""
+    return Message("\n".join(json.dumps(record, ensure_ascii=True, default=str) for record in table.records()))
 
 
 def disk_usage_table(usage: DiskUsage) -> Table[DiskUsageLine]:

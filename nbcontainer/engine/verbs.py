@@ -23,7 +23,6 @@ from nbcontainer.engine.command_line import (
     nearest,
     option_help,
     parse,
-    read_bind_mount,
     read_choice,
     read_platform,
     usage,
@@ -43,13 +42,22 @@ from nbcontainer.engine.command_verbs import (
 )
 from nbcontainer.engine.door import FAILED, TypedRun
 from nbcontainer.engine.file_verbs import FILE_VERBS
+from nbcontainer.engine.filters import (
+    CONTAINER_FILTERS,
+    IMAGE_FILTERS,
+    filter_option,
+    filtered_containers,
+    filtered_images,
+)
 from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
+from nbcontainer.engine.mount_options import MOUNT_OPTIONS, split_mounts
 from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
 from nbcontainer.engine.service_verbs import DETACH, SERVICE_OPTIONS, service_options, service_verbs
-from nbcontainer.engine.views import ContainerDetail
-from nbcontainer.errors import InvalidOption, InvalidReference
-from nbcontainer.model import Reference, RunOptions
+from nbcontainer.engine.views import ContainerDetail, VolumeSummary
+from nbcontainer.engine.volume_verbs import FORMAT, VOLUME_VERBS
+from nbcontainer.errors import ContainerNotFound, InvalidOption, InvalidReference
+from nbcontainer.model import Reference, RunOptions, chain_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -57,7 +65,17 @@ if TYPE_CHECKING:
     from nbcontainer.engine.door import Door, Session
     from nbcontainer.engine.views import ContainerSummary, ImageSummary
 
-__all__ = ["CELL_VERBS", "RUN", "VERBS", "dispatch", "find_verb", "overview", "reference_markdown", "run_request"]
+__all__ = [
+    "CELL_VERBS",
+    "RUN",
+    "VERBS",
+    "dispatch",
+    "find_verb",
+    "overview",
+    "reference_markdown",
+    "run_request",
+    "split_verb",
+]
 
 
 def dispatch(
@@ -72,12 +90,25 @@ def dispatch(
         return _info(session, Namespace())
     if words[0] in {"-h", "--help"}:
         return tables.Message(overview(session.door, session.verbs))
-    verb = find_verb(words[0], session.verbs, session.door)
     try:
-        arguments = parse(verb, words[1:], door=session.door, substitute=substitute, default_image=default_image)
+        verb, rest = split_verb(words, session.verbs, session.door)
+        arguments = parse(verb, rest, door=session.door, substitute=substitute, default_image=default_image)
     except HelpRequested as asked:
         return tables.Message(asked.text)
     return verb.handler(session, arguments)
+
+
+def split_verb(words: Sequence[str], table: Sequence[Verb], door: Door) -> tuple[Verb, Sequence[str]]:
+    """The verb that a line begins with, which may be two words (``volume ls``), and the rest of the line.
+
+    Raises `HelpRequested` for ``volume -h``, and what `find_verb` raises.
+    """
+    group = [verb for verb in table if verb.name.startswith(f"{words[0]} ")]
+    if not group:
+        return find_verb(words[0], table, door), words[1:]
+    if words[1:2] in (["-h"], ["--help"]):
+        raise HelpRequested(_group_help(words[0], group, door))
+    return find_verb(" ".join(words[:2]), table, door), words[2:]
 
 
 def find_verb(name: str, table: Sequence[Verb], door: Door) -> Verb:
@@ -86,6 +117,12 @@ def find_verb(name: str, table: Sequence[Verb], door: Door) -> Verb:
         if name == verb.name or name in verb.aliases:
             return verb
     prefix = PREFIX[door]
+    first, _, second = name.partition(" ")
+    group = [verb.name for verb in table if verb.name.startswith(f"{first} ")]
+    if group:
+        known = [each.removeprefix(f"{first} ") for each in group]
+        what = f"{first} does not know {second!r}{nearest(second, known)}" if second else f"{first} needs a second word"
+        raise InvalidOption(f"{what}; there are {', '.join(group)} (see {prefix} {first} -h)")
     suggestion = nearest(name, [word for verb in table for word in (verb.name, *verb.aliases)])
     if not suggestion and not name.startswith("-"):
         suggestion = f"; to run a command in an image write {prefix} run IMAGE COMMAND"
@@ -103,8 +140,15 @@ def _pull(session: Session, arguments: Namespace) -> object:
 
 
 def _images(session: Session, arguments: Namespace) -> object:
-    found = [image for image in session.engine.images() if _matches(image, arguments.image)]
-    return tables.image_table(found, full=arguments.no_trunc, digests=arguments.digests, quiet=arguments.quiet)
+    images = session.engine.images()
+    found = [image for image in images if _matches(image, arguments.image)]
+
+    def find(name: str) -> ImageSummary:
+        return session.engine.inspect_image(name).summary
+
+    found = filtered_images(found, arguments.filter, matches_name=_matches, find=find)
+    table = tables.image_table(found, full=arguments.no_trunc, digests=arguments.digests, quiet=arguments.quiet)
+    return tables.json_lines(table) if arguments.format == "json" else table
 
 
 def _matches(image: ImageSummary, pattern: str | None) -> bool:
@@ -143,6 +187,8 @@ def _inspect(session: Session, arguments: Namespace) -> object:
 
 def _describe(session: Session, name: str) -> dict[str, Any]:
     detail = session.engine.inspect(name)
+    if isinstance(detail, VolumeSummary):
+        return tables.describe_volume(detail)
     return tables.describe_container(detail) if isinstance(detail, ContainerDetail) else tables.describe_image(detail)
 
 
@@ -170,11 +216,14 @@ def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
         raise InvalidOption("--before goes with --failed: the state before the failed step of the last build")
     if arguments.failed:  # then there is no image, and every word is the command's
         image, command = FAILED, () if image == FAILED else (image, *command)
+    volumes, in_memory = split_mounts(arguments.volume, arguments.mount)
+    sandbox = sandbox_options(arguments)
     options = RunOptions(
         name=arguments.name or "",
         remove=True if arguments.rm else None,
         environment=tuple(variable for variable in arguments.env if variable),
-        volumes=arguments.volume,
+        volumes=volumes,
+        labels=arguments.label,
         working_directory=arguments.workdir or "",
         user=arguments.user or "",
         hostname=arguments.hostname or "",
@@ -185,7 +234,7 @@ def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
         platform=arguments.platform or "",
         timeout=arguments.timeout,
         service=service_options(arguments, behind=bool(behind)),
-        **sandbox_options(arguments),
+        **{**sandbox, "tmpfs": (*sandbox["tmpfs"], *in_memory)},
     )
     return TypedRun(
         image=image,
@@ -204,12 +253,39 @@ def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
 
 
 def _containers(session: Session, arguments: Namespace) -> object:
-    found = session.engine.containers(everything=arguments.all)
-    return tables.container_table(found, full=arguments.no_trunc, quiet=arguments.quiet, everything=arguments.all)
+    last = 1 if arguments.latest else arguments.last
+    everything = arguments.all or last is not None or any(each.name in _OF_ENDED for each in arguments.filter)
+    found: Sequence[ContainerSummary] = session.engine.containers(everything=everything)
+    if arguments.filter:
+        found = filtered_containers(
+            found,
+            arguments.filter,
+            find=lambda name: _find_container(session, name),
+            chain_of=lambda name: _chain_of(session, name),
+        )
+    table = tables.container_table(
+        found if last is None else found[:last], full=arguments.no_trunc, quiet=arguments.quiet, everything=everything
+    )
+    return tables.json_lines(table) if arguments.format == "json" else table
+
+
+def _find_container(session: Session, name: str) -> ContainerSummary:
+    detail = session.engine.inspect(name)
+    if not isinstance(detail, ContainerDetail):
+        raise ContainerNotFound(f"no container {name!r} to compare with; `%container ps -a` lists those that are here")
+    return detail.summary
+
+
+def _chain_of(session: Session, image: str) -> str:
+    chains = chain_ids(session.engine.inspect_image(image).config.diff_ids)
+    return str(chains[-1]) if chains else ""
 
 
 def _remove_containers(session: Session, arguments: Namespace) -> object:
-    return _named(session.engine.remove_container(name, force=arguments.force) for name in arguments.container)
+    return _named(
+        session.engine.remove_container(name, force=arguments.force, volumes=arguments.volumes)
+        for name in arguments.container
+    )
 
 
 def _kill(session: Session, arguments: Namespace) -> object:
@@ -252,12 +328,29 @@ def _version(session: Session, arguments: Namespace) -> object:  # noqa: ARG001 
 
 
 def _help(session: Session, arguments: Namespace) -> object:
-    if arguments.verb is None:
+    if not arguments.verb:
         return tables.Message(overview(session.door, session.verbs))
-    return tables.Message(verb_help(find_verb(arguments.verb, session.verbs, session.door), session.door))
+    if len(arguments.verb) > 2:
+        raise InvalidOption(f"help explains one verb, not {' '.join(arguments.verb)!r}")
+    group = [verb for verb in session.verbs if verb.name.startswith(f"{arguments.verb[0]} ")]
+    if group and len(arguments.verb) == 1:
+        return tables.Message(_group_help(arguments.verb[0], group, session.door))
+    return tables.Message(verb_help(find_verb(" ".join(arguments.verb), session.verbs, session.door), session.door))
+
+
+# Readers of this table's own forms
+
+
+def _read_last(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not int(text):
+        raise InvalidOption(f"--last {text!r} is not a number of containers")
+    return int(text)
 
 
 # Options, most of them used by several verbs
+
+_OF_ENDED = frozenset({"status", "exited", "before", "since"})
+"""Filters that mean containers that have ended, too."""
 
 _QUIET_PULL = Option(flags=("-q", "--quiet"), help="do not show the pull")
 _PLATFORM = Option(
@@ -297,13 +390,7 @@ RUN = Verb(
         ),
         Option(flags=("--rm",), help="remove the container afterwards even if it has a name"),
         ENVIRONMENT,
-        Option(
-            flags=("-v", "--volume"),
-            metavar="HOST:CONTAINER[:ro]",
-            many=True,
-            help="show a folder or file of this machine in the container; the host side may start with ~ or .",
-            read=read_bind_mount,
-        ),
+        *MOUNT_OPTIONS,
         WORKING_DIRECTORY,
         USER,
         Option(
@@ -347,7 +434,6 @@ RUN = Verb(
         Option(
             flags=("-p", "--publish"), metavar="PORTS", refusal="publishing ports is not there yet; try --network host"
         ),
-        Option(flags=("--mount",), metavar="MOUNT", refusal="use -v HOST:CONTAINER[:ro]"),
     ),
     examples=(
         "run debian cat /etc/os-release",
@@ -394,7 +480,13 @@ VERBS: tuple[Verb, ...] = (
                 completes="stored",
             ),
         ),
-        options=(_QUIET_IDS, _NO_TRUNC, Option(flags=("--digests",), help="show manifest digests too")),
+        options=(
+            _QUIET_IDS,
+            _NO_TRUNC,
+            Option(flags=("--digests",), help="show manifest digests too"),
+            filter_option(IMAGE_FILTERS),
+            FORMAT,
+        ),
         examples=("images", "images -q --no-trunc"),
     ),
     Verb(
@@ -420,10 +512,12 @@ VERBS: tuple[Verb, ...] = (
     ),
     Verb(
         name="inspect",
-        summary="Show everything known of an image or container",
+        summary="Show everything known of an image, container or volume",
         description="One name answers an object, several a list of them.",
         handler=_inspect,
-        positionals=(Positional(name="NAME", help="an image or a container", count="some", completes="either"),),
+        positionals=(
+            Positional(name="NAME", help="an image, a container or a volume", count="some", completes="either"),
+        ),
         examples=("inspect debian",),
     ),
     Verb(
@@ -438,8 +532,16 @@ VERBS: tuple[Verb, ...] = (
         name="ps",
         summary="List containers",
         handler=_containers,
-        options=(Option(flags=("-a", "--all"), help="those that ended, too"), _QUIET_IDS, _NO_TRUNC),
-        examples=("ps -a",),
+        options=(
+            Option(flags=("-a", "--all"), help="those that ended, too"),
+            filter_option(CONTAINER_FILTERS),
+            Option(flags=("-n", "--last"), metavar="N", help="the N newest, ended ones among them", read=_read_last),
+            Option(flags=("-l", "--latest"), help="the newest, ended or not"),
+            _QUIET_IDS,
+            _NO_TRUNC,
+            FORMAT,
+        ),
+        examples=("ps -a", "ps --filter status=exited --filter label=course"),
         aliases=("ls",),
     ),
     Verb(
@@ -496,13 +598,17 @@ VERBS: tuple[Verb, ...] = (
         summary="Remove containers",
         handler=_remove_containers,
         positionals=(_CONTAINERS,),
-        options=(Option(flags=("-f", "--force"), help="end it first when it is running"),),
-        examples=("rm work",),
+        options=(
+            Option(flags=("-f", "--force"), help="end it first when it is running"),
+            Option(flags=("-v", "--volumes"), help="remove the volumes that were made for it, too"),
+        ),
+        examples=("rm work", "rm -v work"),
     ),
     *service_verbs(RAISING),
     *FILE_VERBS,
     *BUILD_VERBS,
     *RESOURCE_VERBS,
+    *VOLUME_VERBS,
     Verb(
         name="df",
         summary="Show what the local store takes",
@@ -532,7 +638,7 @@ VERBS: tuple[Verb, ...] = (
         name="help",
         summary="Show the verbs, or the help of one",
         handler=_help,
-        positionals=(Positional(name="VERB", help="a verb", count="optional", completes="verb"),),
+        positionals=(Positional(name="VERB", help="a verb", count="any", completes="verb"),),
         examples=("help", "help run"),
     ),
 )
@@ -542,6 +648,13 @@ CELL_VERBS: tuple[Verb, ...] = (RUN, EXEC)
 
 
 # Help and reference
+
+
+def _group_help(name: str, group: Sequence[Verb], door: Door) -> str:
+    """What ``volume -h`` shows."""
+    prefix = PREFIX[door]
+    verbs = columns([(verb.name, verb.summary) for verb in group])
+    return f"usage: {prefix} {name} …\n\nverbs:\n{verbs}\n\n{prefix} {name} … -h shows the options of one."
 
 
 def overview(door: Door, table: Sequence[Verb]) -> str:
@@ -578,7 +691,8 @@ def reference_markdown(further: Sequence[Verb] = ()) -> str:
             " a COMMAND is taken as it is.\n"
         ),
         "| Verb | |\n| --- | --- |",
-        "\n".join(f"| [`{verb.name}`](#{verb.name}) | {_cell(verb.summary)} |" for verb in known) + "\n",
+        "\n".join(f"| [`{verb.name}`](#{verb.name.replace(' ', '-')}) | {_cell(verb.summary)} |" for verb in known)
+        + "\n",
         *(_verb_markdown(verb) for verb in known),
     ]
     return "\n".join(parts)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nbcontainer.model import Descriptor, Digest, HistoryEntry, ImageConfig
 
 __all__ = [
@@ -25,8 +27,10 @@ __all__ = [
     "ImageSummary",
     "Info",
     "LogLine",
+    "Pruned",
     "RemovedImage",
     "Version",
+    "VolumeSummary",
 ]
 
 ContainerState = Literal["created", "running", "restarting", "exited", "dead"]
@@ -45,6 +49,7 @@ class ImageSummary:
     size: int
     compressed_size: int
     in_use: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +84,9 @@ class RemovedImage:
 class ContainerSummary:
     """One line of ``ps``: times are unix seconds; `exit_code` is None while it runs or when nobody saw it end.
 
-    `started` is its latest start; `title` is the first line of a cell's text, "" for a command. A `service` runs on
-    behind; `health` is what its checks say, "" when there are none.
+    `started` is its latest start; `title` is the first line of a cell's text, "" for a command. `chain` is the chain id
+    of its image, `mounted` the names of its volumes, the folders of this machine that it sees, and where. A `service`
+    runs on behind; `health` is what its checks say, "" when there are none.
     """
 
     id: str
@@ -98,6 +104,9 @@ class ContainerSummary:
     paused: bool = False
     service: bool = False
     health: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    chain: str = ""
+    mounted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +144,32 @@ class ContainerDetail:
 
     summary: ContainerSummary
     record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSummary:
+    """One line of ``volume ls``: `created` in unix seconds, `used_by` the containers that name it, running or not.
+
+    An `anonymous` one was made for a container without a name of its own. `usable` is False for one whose owners would
+    be other people now (its `ids` are not those of containers here).
+    """
+
+    name: str
+    created: float
+    mountpoint: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    anonymous: bool = False
+    used_by: tuple[str, ...] = ()
+    ids: str = ""
+    usable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What a prune removed, by name or id, and the bytes that freed, as far as they could be seen."""
+
+    names: tuple[str, ...]
+    freed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

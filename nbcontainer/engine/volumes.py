@@ -31,6 +31,8 @@ def resolved_volumes(volumes: Sequence[BindMount], store: str) -> tuple[BindMoun
             source = os.path.realpath(volume.source)
         except OSError as problem:  # a link that was there a moment ago
             raise InvalidOption(f"volume source {volume.source} changes while it is looked at; refused") from problem
+        if volume.make_source and not os.path.lexists(source):
+            _make_source(source, [os.path.realpath(store)])
         if not os.path.exists(source):
             raise InvalidOption(
                 f"volume source {volume.source} does not exist on this machine; "
@@ -46,6 +48,16 @@ def resolved_volumes(volumes: Sequence[BindMount], store: str) -> tuple[BindMoun
             )
         resolved.append(dataclasses.replace(volume, source=source))
     return tuple(resolved)
+
+
+def _make_source(source: str, closed: Sequence[str]) -> None:
+    """Make a folder that was asked for with the mount; not where none could be mounted."""
+    if _hands_over(source, closed):
+        return
+    try:
+        os.makedirs(source, exist_ok=True)
+    except OSError as problem:
+        raise InvalidOption(f"volume source {source} cannot be made: {problem.strerror}") from problem
 
 
 def _what_is_closed(source: str, store: str, keys: str) -> str:

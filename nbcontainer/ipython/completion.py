@@ -71,15 +71,19 @@ else:  # IPython before 8.6 has no such matchers: no completion there
 
 def completions(rest: str, *, cell: bool) -> tuple[str, list[str]]:
     """The fragment before the cursor and the words that begin with it; `rest` is the line after the magic's name."""
-    from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, find_verb
+    from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, split_verb
 
     *before, fragment = re.split(r"\s+", rest.lstrip()) or [""]
     if cell:
         named = next((verb for verb in CELL_VERBS if before[:1] == [verb.name]), None)
         return fragment, _starting(fragment, _after_verb(named or RUN, before[1:] if named else before, fragment))
     if not before:
-        return fragment, _starting(fragment, [verb.name for verb in VERBS])
-    return fragment, _starting(fragment, _after_verb(find_verb(before[0], VERBS, "notebook"), before[1:], fragment))
+        return fragment, _starting(fragment, [verb.name.partition(" ")[0] for verb in VERBS])
+    second = [verb.name.partition(" ")[2] for verb in VERBS if verb.name.startswith(f"{before[0]} ")]
+    if second and len(before) == 1:
+        return fragment, _starting(fragment, second)
+    verb, words = split_verb(before, VERBS, "notebook")
+    return fragment, _starting(fragment, _after_verb(verb, list(words), fragment))
 
 
 def _starting(fragment: str, words: Iterable[str]) -> list[str]:
@@ -117,6 +121,7 @@ def _values(kind: str) -> list[str]:
         "running": lambda: _containers(everything=False),
         "either": lambda: _containers() + _stored(),
         "verb": _verbs,
+        "volume": _volumes,
         "shell": lambda: ["bash", "node", "perl", "python3", "sh"],
     }
     return kinds[kind]() if kind else []
@@ -141,6 +146,10 @@ def _stored() -> list[str]:
 
 def _containers(*, everything: bool = True) -> list[str]:
     return [summary.name or summary.id[:12] for summary in _engine().containers(everything=everything)]
+
+
+def _volumes() -> list[str]:
+    return [volume.name for volume in _engine().volumes()]
 
 
 def _engine() -> Any:

@@ -19,6 +19,7 @@ from nbcontainer.model.container import (
     RunResult,
     TmpfsMount,
     Ulimit,
+    VolumeMount,
 )
 from nbcontainer.model.digest import Digest, chain_id, chain_ids
 from nbcontainer.model.events import (
@@ -95,6 +96,7 @@ __all__ = [
     "StepStarted",
     "TmpfsMount",
     "Ulimit",
+    "VolumeMount",
     "chain_id",
     "chain_ids",
     "decode_document",

@@ -28,6 +28,7 @@ __all__ = [
     "RunResult",
     "TmpfsMount",
     "Ulimit",
+    "VolumeMount",
 ]
 
 ContainerId = NewType("ContainerId", str)
@@ -41,11 +42,28 @@ MountKind = Literal["bind", "overlay", "tmpfs", "mask", "symlink"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BindMount:
-    """A folder or file of the host shown inside, as typed after ``-v``."""
+    """A folder or file of the host shown inside, as typed after ``-v``; with `make_source` a missing folder is made."""
 
     source: str
     target: str
     read_only: bool = False
+    make_source: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeMount:
+    """A volume of the store shown inside; without a `name` a new one is made, which is the container's own.
+
+    With `copy` an empty volume is filled with what the image has at `target` when it is first used. `subpath` is a
+    folder of the volume to show instead of all of it. `labels` are for a volume that has to be made.
+    """
+
+    target: str
+    name: str = ""
+    read_only: bool = False
+    copy: bool = True
+    subpath: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +195,8 @@ class RunOptions:
     name: str = ""
     remove: bool | None = None
     environment: tuple[str, ...] = ()
-    volumes: tuple[BindMount, ...] = ()
+    volumes: tuple[BindMount | VolumeMount, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
     working_directory: str = ""
     user: str = ""
     hostname: str = ""

@@ -10,14 +10,14 @@ import re
 from typing import TYPE_CHECKING
 
 from nbcontainer.errors import InvalidImage, InvalidOption
-from nbcontainer.model import ContainerId, ContainerSpec, Mount
+from nbcontainer.model import BindMount, ContainerId, ContainerSpec, Mount
 from nbcontainer.runtime.capabilities import chosen_capabilities
 from nbcontainer.runtime.places import SCRIPT_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbcontainer.model import BindMount, ImageConfig, RunOptions, TmpfsMount
+    from nbcontainer.model import ImageConfig, RunOptions, TmpfsMount, VolumeMount
 
 __all__ = ["bundle", "command_line", "interpreter", "merged_environment"]
 
@@ -38,10 +38,14 @@ def bundle(
     script: bytes | None = None,
     shell: Sequence[str] = (),
     idmapped_binds: bool = False,
+    volumes: str = "",
     host_resolv_conf: str = "",
     single_id: bool = False,
 ) -> ContainerSpec:
-    """Everything a driver needs to run this container; raise `InvalidOption` for what cannot be."""
+    """Everything a driver needs to run this container; raise `InvalidOption` for what cannot be.
+
+    `volumes` is the folder in which those of the store lie.
+    """
     network = options.network or "none"
     hostname = options.hostname or container[:12]
     if not _HOSTNAME.fullmatch(hostname):
@@ -67,10 +71,7 @@ def bundle(
         working_directory=directory,
         user=options.user or config.user,
         hostname=hostname,
-        mounts=(
-            *(_bind(volume, idmapped=idmapped_binds) for volume in options.volumes),
-            *(_tmpfs(each) for each in options.tmpfs),
-        ),
+        mounts=_mounts(options, volumes, idmapped=idmapped_binds),
         network=network,
         capabilities=_capabilities(options, root),
         no_new_privileges=_no_new_privileges(options, single_id=single_id),
@@ -169,6 +170,19 @@ def _no_new_privileges(options: RunOptions, *, single_id: bool) -> bool:
     return options.no_new_privileges
 
 
+def _mounts(options: RunOptions, volumes: str, *, idmapped: bool) -> tuple[Mount, ...]:
+    """What is mounted in the container, a folder before what lies in it, whatever the order it was typed in."""
+    mounts = [
+        *(_bind(each, volumes, idmapped=idmapped) for each in options.volumes),
+        *(_tmpfs(each) for each in options.tmpfs),
+    ]
+    targets = [mount.target for mount in mounts]
+    twice = next((target for target in targets if targets.count(target) > 1), None)
+    if twice is not None:
+        raise InvalidOption(f"{twice} is named by two mounts; leave one of them out")
+    return tuple(sorted(mounts, key=lambda mount: mount.target.count("/")))
+
+
 def _tmpfs(asked: TmpfsMount) -> Mount:
     if any(asked.target == taken or asked.target.startswith(taken + "/") for taken in _RESERVED):
         hint = "; --shm-size is for that" if asked.target == "/dev/shm" else ""  # noqa: S108 - the container's own
@@ -183,16 +197,20 @@ def _tmpfs(asked: TmpfsMount) -> Mount:
     )
 
 
-def _bind(volume: BindMount, *, idmapped: bool) -> Mount:
+def _bind(volume: BindMount | VolumeMount, volumes: str, *, idmapped: bool) -> Mount:
     target = "/" + volume.target.strip("/")
     if target == "/":
-        raise InvalidOption(f"volume {volume.source}:{volume.target} would replace the whole container; mount below /")
+        source = volume.source if isinstance(volume, BindMount) else volume.name
+        raise InvalidOption(f"volume {source}:{volume.target} would replace the whole container; mount below /")
     if any(target == taken or target.startswith(taken + "/") for taken in _RESERVED):
         raise InvalidOption(
             f"volume target {target} lies in {target[:5].rstrip('/')}, which the sandbox owns; choose another"
         )
     if ".." in target.split("/"):
         raise InvalidOption(f"volume target {target} must not contain '..'")
+    if not isinstance(volume, BindMount):
+        source = f"{volumes}/{volume.name}/_data/{_subpath(volume)}".rstrip("/")
+        return Mount(kind="bind", source=source, target=target, read_only=volume.read_only)
     return Mount(
         kind="bind",
         source=volume.source,
@@ -201,3 +219,13 @@ def _bind(volume: BindMount, *, idmapped: bool) -> Mount:
         recursive=True,
         idmapped=idmapped,
     )
+
+
+def _subpath(volume: VolumeMount) -> str:
+    """The folder of a volume that is shown; whoever mounts it follows no link on the way."""
+    parts = [part for part in volume.subpath.split("/") if part not in {"", "."}]
+    if volume.subpath.startswith("/") or ".." in parts or "\0" in volume.subpath:
+        raise InvalidOption(
+            f"volume-subpath {volume.subpath!r} of volume {volume.name} must be a path below it, without '..'"
+        )
+    return "/".join(parts)

@@ -74,6 +74,8 @@ class Connection:
     def end(self) -> None:
         """End every process of the container, at once."""
         self._thaw()
+        if self.resources is not None and self.pid is not None:
+            self.resources.look(self.pid)
         with contextlib.suppress(OSError):
             send(self._channel, Signal(9, everything=True))
 

@@ -45,6 +45,7 @@ __all__ = [
     "late_folders",
     "make_group",
     "open_controller",
+    "places_of",
 ]
 
 _PATIENCE = 2.0
@@ -158,11 +159,16 @@ class Group:
             f" ({problem.strerror}); see what its parent cgroup allows"
         )
 
-    def verdict(self) -> Verdict:
-        """What the limits have done so far."""
+    def counts(self) -> tuple[int, int]:
+        """How often it was out of memory, and how often a process was refused, so far."""
         memory, pids = self.folder("memory"), self.folder("pids")
         kills = sum(self._counter(f"{memory}/{file}", "oom_kill") for file in _OOM_FILES) if memory else 0
         refused = max((self._counter(f"{pids}/{file}", "max") for file in _PIDS_FILES), default=0) if pids else 0
+        return kills, refused
+
+    def verdict(self) -> Verdict:
+        """What the limits have done so far."""
+        kills, refused = self.counts()
         return Verdict(
             oom_kills=kills,
             peak=self.peak(),
@@ -324,6 +330,14 @@ def entrances_to(pid: int, known: tuple[Hierarchy, ...]) -> dict[str, int]:
             " not hold; see `%container doctor`"
         ) from problem
     return fds
+
+
+def places_of(pid: int, known: tuple[Hierarchy, ...]) -> list[str]:
+    """The folders that `entrances_to` would open, sorted; none for a process that is over."""
+    try:
+        return sorted({folder for folder in membership(pid, known).values() if ours(folder)})
+    except OSError:
+        return []
 
 
 def ours(folder: str) -> str:

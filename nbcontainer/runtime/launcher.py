@@ -154,7 +154,16 @@ class Launcher:
             started = self._started_in_offer(request, stdio)
             if started is not None:
                 return started
-        return self._request(request, (*stdio, *further), Resources(group, self._hierarchies, self._freezer))
+        return self._request(request, (*stdio, *further), self._resources(group))
+
+    def _resources(self, group: Group | None) -> Resources:
+        return Resources(group, self._hierarchies, self._freezer, pids_limit=self._settings.pids_limit)
+
+    def invited(self, request: Visit, stdio: Sequence[int]) -> Connection | None:
+        """Have a command join a container, if somebody waits there for just such a one."""
+        channel = self._ensure()
+        with self._lock:
+            return self._offers.visit(channel, request, stdio) if channel is self._channel else None
 
     def visit(self, request: Visit, fds: Sequence[int]) -> Connection:
         """Have a command join a container of this launcher; the descriptors stay the caller's to close."""
@@ -178,7 +187,7 @@ class Launcher:
     def _started_in_offer(self, request: Run, stdio: tuple[int, int, int]) -> Connection | None:
         """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked."""
         channel = self._ensure()
-        resources = Resources(None, self._hierarchies, self._freezer)
+        resources = self._resources(None)
         with self._lock:
             if channel is not self._channel:
                 return None

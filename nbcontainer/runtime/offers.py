@@ -1,7 +1,7 @@
-"""Rooms that the launcher has built ahead and offered: a command is started in one without asking the launcher.
+"""What waits for us and was offered: rooms built ahead, and joiners. A command is started there without the launcher.
 
-That saves the way from the engine to the launcher and from there to the container: two of the five times that one
-process has to wake another between a request and the end of its command.
+That saves the way from the engine to the launcher and from there to the container: some of the times that one process
+has to wake another between a request and the end of its command.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbcontainer.runtime.connection import Connection
-from nbcontainer.runtime.protocol import Execute, Offer, ProtocolError, receive, send
+from nbcontainer.runtime.protocol import Execute, Invitation, Offer, ProtocolError, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from nbcontainer.runtime.protocol import Room, Run
+    from nbcontainer.runtime.protocol import Message, Room, Run, Visit
     from nbcontainer.runtime.resources import Held
 
 __all__ = ["Offers"]
 
-_FDS = 4
 _MOST = 8
 _STALE = 900.0
 """Seconds after which an offer is not used any more: an hour later others would sweep its folder."""
@@ -45,15 +44,7 @@ class _Offered:
 
     def claimed(self) -> bool:
         """Whether the room is ours now: it lives, it is fresh, and the launcher has not let it go."""
-        end = select.poll()
-        end.register(self.pidfd, select.POLLIN)
-        if end.poll(0) or time.clock_gettime(time.CLOCK_BOOTTIME) - self.since > _STALE:
-            return False
-        try:
-            os.eventfd_read(self.claim)
-        except BlockingIOError:
-            return False
-        return True
+        return _claimed(self.claim, self.pidfd, self.since)
 
     def start(self, request: Run, stdio: tuple[int, int, int], resources: Held) -> Connection:
         """Have the waiting process become the command; raise `OSError` when it is not there any more."""
@@ -81,6 +72,54 @@ class _Offered:
             os.close(fd)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Invited:
+    """One invitation: the descriptors that came with it, ours to close."""
+
+    claim: int
+    pidfd: int
+    to_joiner: int
+    since: float
+
+    def claimed(self) -> bool:
+        """Whether the joiner is ours now: it lives, and the porter has not dismissed it."""
+        return _claimed(self.claim, self.pidfd, self.since)
+
+    def visit(self, request: Visit, stdio: Sequence[int]) -> Connection:
+        """Have it become the command; raise `OSError` when it is not there any more."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, _socket(self.to_joiner) as joiner:
+                send(joiner, request, (theirs.fileno(), *stdio))
+        except BaseException:
+            ours.close()
+            raise
+        return Connection(ours)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What is ours to close."""
+        return (self.claim, self.pidfd, self.to_joiner)
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for fd in self.descriptors:
+            os.close(fd)
+
+
+def _claimed(claim: int, pidfd: int, since: float) -> bool:
+    """Whether what was offered is ours, from now on: its process lives, it is fresh, nobody else has claimed it."""
+    end = select.poll()
+    end.register(pidfd, select.POLLIN)
+    if end.poll(0) or time.clock_gettime(time.CLOCK_BOOTTIME) - since > _STALE:
+        return False
+    try:
+        os.eventfd_read(claim)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _socket(fd: int) -> socket.socket:
     return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=os.dup(fd))
 
@@ -91,6 +130,8 @@ class Offers:
     def __init__(self) -> None:
         self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._offered: dict[str, _Offered] = {}
+        self._visits: OrderedDict[str, tuple[Room, str]] = OrderedDict()
+        self._invited: dict[str, _Invited] = {}
 
     def expect(self, rooms: Sequence[Room]) -> None:
         """Remember what was asked for: an offer names only the id of its room."""
@@ -117,25 +158,55 @@ class Offers:
             offered.close()
         return None
 
+    def visit(self, channel: socket.socket, request: Visit, stdio: Sequence[int]) -> Connection | None:
+        """Hand a visit to a joiner that waits for just such a one; else None, and nothing has happened."""
+        self._listen(channel)
+        key = request.room.id
+        last = self._visits.get(key)
+        self._visits[key] = (request.room, request.places)
+        self._visits.move_to_end(key)
+        while len(self._visits) > _MOST:
+            self._uninvite(self._visits.popitem(last=False)[0])
+        invited = self._invited.pop(key, None)
+        if invited is None:
+            return None
+        try:
+            if last == (request.room, request.places) and invited.claimed():
+                with contextlib.suppress(OSError):  # it has died just now; the porter will make another
+                    return invited.visit(request, stdio)
+        finally:
+            invited.close()
+        return None
+
     def _listen(self, channel: socket.socket) -> None:
-        """Take in what the launcher has offered meanwhile."""
+        """Take in what was offered meanwhile."""
+        since = time.clock_gettime(time.CLOCK_BOOTTIME)
         with contextlib.suppress(OSError):
             while (received := _next(channel)) is not None:
-                offer, fds = received
-                if offer is None or offer.id not in self._rooms or len(fds) != _FDS:
+                message, fds = received
+                if isinstance(message, Offer) and message.id in self._rooms and len(fds) == 4:
+                    claim, pidfd, to_init, to_command = fds
+                    self._drop(message.id)
+                    self._offered[message.id] = _Offered(
+                        pid=message.pid,
+                        claim=claim,
+                        pidfd=pidfd,
+                        to_init=to_init,
+                        to_command=to_command,
+                        since=since,
+                    )
+                elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == 3:
+                    claim, pidfd, to_joiner = fds
+                    self._uninvite(message.id)
+                    self._invited[message.id] = _Invited(claim=claim, pidfd=pidfd, to_joiner=to_joiner, since=since)
+                else:
                     for fd in fds:
                         os.close(fd)
-                    continue
-                claim, pidfd, to_init, to_command = fds
-                self._drop(offer.id)
-                self._offered[offer.id] = _Offered(
-                    pid=offer.pid,
-                    claim=claim,
-                    pidfd=pidfd,
-                    to_init=to_init,
-                    to_command=to_command,
-                    since=time.clock_gettime(time.CLOCK_BOOTTIME),
-                )
+
+    def _uninvite(self, container: str) -> None:
+        invited = self._invited.pop(container, None)
+        if invited is not None:
+            invited.close()
 
     def _forget(self, room: str) -> None:
         self._rooms.pop(room, None)
@@ -149,21 +220,21 @@ class Offers:
     @property
     def descriptors(self) -> frozenset[int]:
         """What waiting rooms keep open here, for whoever counts descriptors."""
-        return frozenset(fd for each in self._offered.values() for fd in each.descriptors)
+        waiting: list[_Offered | _Invited] = [*self._offered.values(), *self._invited.values()]
+        return frozenset(fd for each in waiting for fd in each.descriptors)
 
     def close(self) -> None:
         """Let go of everything; the launcher is gone."""
         for room in [*self._rooms]:
             self._forget(room)
+        for container in [*self._visits]:
+            self._uninvite(container)
+        self._visits.clear()
 
 
-def _next(channel: socket.socket) -> tuple[Offer | None, list[int]] | None:
-    """The next message, None at the end; what is no offer is None. `BlockingIOError` where there is none."""
+def _next(channel: socket.socket) -> tuple[Message | None, list[int]] | None:
+    """The next message, None at the end; what is none is None. `BlockingIOError` where nothing has come."""
     try:
-        received = receive(channel, wait=False)
+        return receive(channel, wait=False)
     except ProtocolError:
         return None, []
-    if received is None:
-        return None
-    message, fds = received
-    return (message if isinstance(message, Offer) else None), fds

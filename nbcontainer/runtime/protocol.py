@@ -35,6 +35,7 @@ __all__ = [
     "Expect",
     "Failed",
     "Furnish",
+    "Invitation",
     "Mapped",
     "Message",
     "Offer",
@@ -165,6 +166,17 @@ class Offer:
 
 
 @value
+class Invitation:
+    """Porter to engine, unasked, on the launcher's connection: a joiner waits for the same `Visit` as the last one.
+
+    `id` is the container's. fds: a claim (see `Offer`), the joiner's pidfd, and its socket, which takes the visit with
+    control, stdin, stdout and stderr.
+    """
+
+    id: str
+
+
+@value
 class Taken:
     """Engine to launcher: a room that was offered has its command now."""
 
@@ -231,9 +243,13 @@ class Started:
 
 @value
 class Exited:
-    """Container to engine: the command ended with this wait status."""
+    """Container to engine: the command ended with this wait status.
+
+    `refused` is how often the limit on processes that every container has was met meanwhile.
+    """
 
     status: int
+    refused: int = 0
 
 
 @value
@@ -268,6 +284,7 @@ Message = (
     | Run
     | Expect
     | Offer
+    | Invitation
     | Taken
     | Furnish
     | Execute

@@ -30,8 +30,11 @@ _LEAVING = 2.0
 class Held(Protocol):
     """What stands behind a connection beside the process."""
 
-    def verdict(self) -> Verdict:
-        """What limits have done so far."""
+    def verdict(self, refused: int = 0) -> Verdict:
+        """What limits have done so far; `refused` is what the container says of the limit that every one has."""
+
+    def look(self, pid: int) -> None:
+        """Look once more before all of it is ended at once: then nobody tells what its limits did."""
 
     def thaw(self, pid: int) -> None:
         """Let the container go on if it is paused; `pid` is the connection's process."""
@@ -49,16 +52,17 @@ class Borrowed:
     def __init__(self, command: int, first: int, known: tuple[Hierarchy, ...]) -> None:
         self._first = first
         self._group = group_of(command, known)
-        self._before = self._group.verdict()
+        self._before = self._group.counts()
 
-    def verdict(self) -> Verdict:
+    def verdict(self, refused: int = 0) -> Verdict:
         """What the limits have done since the guest came."""
-        now = self._group.verdict()
-        return replace(
-            now,
-            oom_kills=max(0, now.oom_kills - self._before.oom_kills),
-            pids_refused=max(0, now.pids_refused - self._before.pids_refused),
-        )
+        if self._group.counts() == self._before:
+            return Verdict()
+        now, (kills, refused) = self._group.verdict(), self._before
+        return replace(now, oom_kills=max(0, now.oom_kills - kills), pids_refused=max(0, now.pids_refused - refused))
+
+    def look(self, pid: int) -> None:
+        """Do nothing: the container stays."""
 
     def thaw(self, pid: int) -> None:  # noqa: ARG002 - the guest's; it is the container that is paused
         """Let the container go on: a frozen guest cannot be signalled."""
@@ -71,17 +75,30 @@ class Borrowed:
 class Resources:
     """One container's, for whoever supervises it.
 
-    `known` are the hierarchies in which something may be, `freezer` begins the name of its cgroup while it is paused.
+    `known` are the hierarchies in which something may be, `freezer` begins the name of its cgroup while it is paused,
+    `pids_limit` is the limit on processes that every container has.
     """
 
-    def __init__(self, group: Group | None, known: tuple[Hierarchy, ...], freezer: str = "") -> None:
+    def __init__(
+        self, group: Group | None, known: tuple[Hierarchy, ...], freezer: str = "", *, pids_limit: int | None = None
+    ) -> None:
         self._group = group
         self._known = known
         self._freezer = freezer
+        self._pids_limit = pids_limit
+        self._refused = 0
 
-    def verdict(self) -> Verdict:
-        """What its limits have done so far; nothing for a container without."""
-        return self._group.verdict() if self._group else Verdict()
+    def verdict(self, refused: int = 0) -> Verdict:
+        """What its limits have done so far: those of its own, and the one on processes that it has anyway."""
+        verdict = self._group.verdict() if self._group else Verdict()
+        refused = refused or self._refused
+        if verdict.pids_refused or not refused:
+            return verdict
+        return replace(verdict, pids_refused=refused, pids_limit=self._pids_limit)
+
+    def look(self, pid: int) -> None:
+        """Count what the limit on processes has refused, while its cgroup is still there."""
+        self._refused = group_of(pid, self._known).verdict().pids_refused
 
     def thaw(self, pid: int) -> None:
         """Let it go on if it is paused: before it is signalled, before it is ended."""

@@ -39,7 +39,8 @@ class Outcome:
 
     `remains` is for what could not be ended: a request that the launcher never took ("unanswered": it is stopped or
     hangs, and will find nobody to answer when it goes on), or processes that the kernel has not let go of yet
-    ("dying": in an uninterruptible wait for a device, as a rule).
+    ("dying": in an uninterruptible wait for a device, as a rule). `refused` is how often the limit on processes that
+    every container has was met.
     """
 
     status: int | None
@@ -47,6 +48,7 @@ class Outcome:
     reason: ExitReason
     steps: tuple[str, ...] = ()
     remains: Literal["", "unanswered", "dying"] = ""
+    refused: int = 0
 
 
 class _Supervision:
@@ -218,6 +220,7 @@ def supervise(
         reason=reason,
         steps=steps,
         remains=remains,
+        refused=loop.exited.refused if loop.exited else 0,
     )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from nbcontainer._linux.values import replaced
 from nbcontainer.errors import Conflict
 from nbcontainer.runtime.connection import Connection
-from nbcontainer.runtime.groups import entrances_to
+from nbcontainer.runtime.groups import entrances_to, places_of
 from nbcontainer.runtime.joining import refusal
 from nbcontainer.runtime.launcher import child_environment
 from nbcontainer.runtime.protocol import send
@@ -62,6 +62,11 @@ class Visitors:
         cannot be entered (any more).
         """
         pid, pidfd = process
+        if launcher is not None:
+            request = replaced(request, places="\0".join(places_of(pid, known)))
+            connection = launcher.invited(request, stdio)
+            if connection is not None:
+                return connection
         entrances = entrances_to(pid, known)
         request = replaced(request, places="\0".join(sorted(entrances)))
         try:

@@ -10,8 +10,10 @@ from nbcontainer.store.content import BlobStore, ContentStore, Draft, Ingest
 from nbcontainer.store.gc import Lease, Reachable, Swept, mark, sweep
 from nbcontainer.store.locks import FileLock, lock_store
 from nbcontainer.store.refs import ImageRecord, RefStore
+from nbcontainer.store.volumes import VOLUME_NAME, Volume, VolumeStore
 
 __all__ = [
+    "VOLUME_NAME",
     "BlobStore",
     "ContentStore",
     "Draft",
@@ -22,6 +24,8 @@ __all__ = [
     "Reachable",
     "RefStore",
     "Swept",
+    "Volume",
+    "VolumeStore",
     "lock_store",
     "mark",
     "sweep",

@@ -30,8 +30,10 @@ from nbcontainer.engine.views import (
     ImageSummary,
     Info,
     LogLine,
+    Pruned,
     RemovedImage,
     Version,
+    VolumeSummary,
 )
 from nbcontainer.errors import (
     ContainerExit,
@@ -40,6 +42,7 @@ from nbcontainer.errors import (
     ContainerTimeout,
     ImageNotFound,
     NbcontainerError,
+    VolumeNotFound,
 )
 from nbcontainer.model import (
     ContainerId,
@@ -64,7 +67,7 @@ from nbcontainer.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from typing_extensions import Self
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from nbcontainer.build.request import BuildOptions
     from nbcontainer.engine.attending import OutputSink
     from nbcontainer.engine.door import FailedState
+    from nbcontainer.engine.filters import Filter
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
 
@@ -176,6 +180,7 @@ class RecordingEngine:
             mounts=("cache at /cache",),
         )
     )
+    filled: list[VolumeSummary] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
@@ -199,6 +204,12 @@ class RecordingEngine:
         summary = ContainerSummary(
             id=_ID, name=name, image="debian:latest", command=("sh",), state="exited", created=_MOMENT, exit_code=0
         )
+        return replace(summary, **changes)
+
+    @staticmethod
+    def volume(name: str = "results", **changes: Any) -> VolumeSummary:
+        """A volume's summary to put into `filled`."""
+        summary = VolumeSummary(name=name, created=_MOMENT, mountpoint=f"/nowhere/volumes/{name}/_data")
         return replace(summary, **changes)
 
     def last(self, method: str) -> dict[str, Any]:
@@ -238,8 +249,11 @@ class RecordingEngine:
         config = ImageConfig(platform=Platform("linux", "amd64"), command=("bash",), environment=("PATH=/bin",))
         return ImageDetail(summary=summary, references=(summary.reference,), config=config, layers=())
 
-    def inspect(self, name: str) -> ImageDetail | ContainerDetail:
+    def inspect(self, name: str) -> ImageDetail | ContainerDetail | VolumeSummary:
         self._record("inspect", name=name)
+        for volume in self.filled:
+            if name == volume.name:
+                return volume
         for summary in self.kept:
             if name in {summary.name, summary.id}:
                 return ContainerDetail(summary=summary, record=self.record)
@@ -477,9 +491,39 @@ class RecordingEngine:
         self._record("rename", container=container, name=name)
         return replace(self._kept(container), name=name)
 
-    def remove_container(self, container: str, *, force: bool = False) -> ContainerSummary:
-        self._record("remove_container", container=container, force=force)
+    def remove_container(self, container: str, *, force: bool = False, volumes: bool = False) -> ContainerSummary:
+        self._record("remove_container", container=container, force=force, volumes=volumes)
         return self._kept(container)
+
+    def prune_containers(self, filters: Sequence[Filter] = ()) -> Pruned:
+        self._record("prune_containers", filters=tuple(filters))
+        return Pruned(names=tuple(each.name for each in self.kept if each.state == "exited"), freed=2_000_000)
+
+    def create_volume(self, name: str = "", labels: Mapping[str, str] | None = None) -> VolumeSummary:
+        self._record("create_volume", name=name, labels=labels)
+        return self.volume(name or "0" * 64, labels=labels or {})
+
+    def volumes(self) -> tuple[VolumeSummary, ...]:
+        self._record("volumes")
+        return tuple(self.filled)
+
+    def inspect_volume(self, name: str) -> VolumeSummary:
+        self._record("inspect_volume", name=name)
+        return self._filled(name)
+
+    def remove_volume(self, name: str) -> VolumeSummary:
+        self._record("remove_volume", name=name)
+        return self._filled(name)
+
+    def prune_volumes(self, *, everything: bool = False, filters: Sequence[Filter] = ()) -> Pruned:
+        self._record("prune_volumes", everything=everything, filters=tuple(filters))
+        return Pruned(names=tuple(each.name for each in self.filled if not each.used_by), freed=2_000_000)
+
+    def _filled(self, name: str) -> VolumeSummary:
+        for volume in self.filled:
+            if volume.name == name:
+                return volume
+        raise VolumeNotFound(f"no volume {name!r}")
 
     def build(self, options: BuildOptions, *, listener: Listener = ignore) -> BuiltImage:
         self._record("build", options=options)

@@ -70,7 +70,7 @@ def test_unknown(engine: Engine) -> None:
         engine.remove_image("nonesuch")
     with pytest.raises(ImageNotFound):
         engine.history("nonesuch")
-    with pytest.raises(NotFound, match="no container or image 'nonesuch'"):
+    with pytest.raises(NotFound, match="no container, image or volume 'nonesuch'"):
         engine.inspect("nonesuch")
     with pytest.raises(ImageNotFound, match="--pull never"):
         engine.pull("nonesuch", policy="never")

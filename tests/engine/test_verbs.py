@@ -14,14 +14,23 @@ from nbcontainer.engine.command_line import (
     HelpRequested,
     nearest,
     parse,
-    read_bind_mount,
     read_duration,
     read_environment,
     usage,
     verb_help,
 )
 from nbcontainer.engine.door import TypedExec, TypedStart, network_hint, owner_hint, worded
-from nbcontainer.engine.verbs import RUN, VERBS, dispatch, find_verb, overview, reference_markdown, run_request
+from nbcontainer.engine.mount_options import read_volume
+from nbcontainer.engine.verbs import (
+    RUN,
+    VERBS,
+    dispatch,
+    find_verb,
+    overview,
+    reference_markdown,
+    run_request,
+    split_verb,
+)
 from nbcontainer.errors import ImageNotFound, InvalidOption
 from nbcontainer.model import BindMount, ExecOptions, RunOptions, ignore
 from nbcontainer.testing.engine import RecordingEngine
@@ -67,6 +76,12 @@ ISSUE_VERBS = [
     "doctor",
     "version",
     "help",
+    "prune",
+    "volume create",
+    "volume inspect",
+    "volume ls",
+    "volume prune",
+    "volume rm",
 ]
 
 
@@ -136,8 +151,8 @@ def test_every_verb_is_documented_and_parses_its_examples(verb, door):
     assert all(positional.help for positional in verb.positionals)
     assert verb.examples
     for example in verb.examples:
-        name, *words = shlex.split(example)
-        assert name == verb.name
+        found, words = split_verb(shlex.split(example), TERMINAL_VERBS, door)
+        assert found == verb
         parse(verb, words, door=door)
     with pytest.raises(HelpRequested):
         parse(verb, ["-h"], door=door)
@@ -265,11 +280,37 @@ def test_defaults_leave_the_choice_to_the_engine():
         ("--userns host debian", ["--userns", "never the machine's root"]),
         ("--timeout soon debian", ["'soon'", "1m30s"]),
         ("--timeout 0 debian", ["'0'", "positive"]),
-        ("-v data:/x debian", ["named volumes", "./data"]),
+        ("-v some/data:/x debian", ["'some/data'", "no name of a volume", "./some/data"]),
+        ("-v d:/x debian", ["'d'", "2 to 128"]),
+        ("-v .:/x:nocopy debian", ["nocopy is for volumes"]),
+        ("-v data:/x:shared debian", ["shared", "never show on the other"]),
+        ("-v data:/x:ro,rw debian", ["ro and rw"]),
+        ("-v data:/x:ro:y debian", ["HOST:CONTAINER[:ro] or NAME:CONTAINER"]),
+        ("-v data debian", ["'data' must be an absolute path"]),
+        ("--mount data debian", ["'data' needs a value", "data=VALUE"]),
+        ("--mount type=volume,target=x debian", ["'x' must be an absolute path"]),
+        ("--mount type=volume,source=data debian", ["no target", "target=/data"]),
+        ("--mount type=bind,target=/x debian", ["no source", "source=."]),
+        ("--mount type=bind,source=/no/such,target=/x debian", ["/no/such", "create it"]),
+        ("--mount type=bind,source=.,target=/x,bind-propagation=shared debian", ["never show on the other"]),
+        ("--mount type=bind,source=.,target=/x,bind-recursive=disabled debian", ["bind-recursive", "comes along"]),
+        ("--mount type=bind,source=.,target=/x,volume-nocopy debian", ["'volume-nocopy'", "type=volume"]),
+        ("--mount type=volume,source=./data,target=/x debian", ["'./data'", "type=bind"]),
+        ("--mount type=volume,source=data,target=/x,volume-driver=nfs debian", ["only the local driver"]),
+        ("--mount type=volume,target=/x,volume-subpath=sub debian", ["volume-subpath needs a source"]),
+        ("--mount type=volume,target=/x,target=/y debian", ["target twice"]),
+        ("--mount type=volume,target=/x,readonly=perhaps debian", ["neither true nor false"]),
+        ("--mount type=image,source=x,target=/x debian", ["type=image", "not be mounted there yet"]),
+        ("--mount type=disk,target=/x debian", ["no type 'disk'", "volume, bind and tmpfs"]),
+        ("--mount type=tmpfs,target=/x,tmpfs-mode=9 debian", ["tmpfs-mode=9", "octal"]),
+        ("--mount type=tmpfs,target=/x,tmpfs-sise=9 debian", ["'tmpfs-sise'", "did you mean tmpfs-size"]),
+        ("--mount 'type=tmpfs,\"target=/x' debian", ["cannot be read"]),
+        ("-l =x debian", ["no name"]),
         ("-v .:/ debian", ["below /"]),
         ("-v .:x debian", ["absolute"]),
         ("-v /no/such/folder:/x debian", ["/no/such/folder", "create it"]),
-        ("-v .:/x:z debian", ["'z'", "ro and rw"]),
+        ("-v .:/x:z debian", ["SELinux", "leave it out"]),
+        ("-v .:/x:w debian", ["'w'", "ro, rw and nocopy"]),
         ("-e =b debian", ["no name"]),
         ("--out 1x debian", ["variable '1x'"]),
         ("-w data debian", ["/data"]),
@@ -333,7 +374,7 @@ def test_durations_that_are_none(text):
 def test_volumes_expand_the_home_folder(monkeypatch, tmp_path):
     """``~`` is this machine's home; the container side is made normal."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert read_bind_mount("~:/a//b/") == BindMount(source=str(tmp_path), target="/a/b")
+    assert read_volume("~:/a//b/") == BindMount(source=str(tmp_path), target="/a/b")
 
 
 def test_environment_values_keep_equal_signs():

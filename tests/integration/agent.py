@@ -48,7 +48,7 @@ def describe(problem: BaseException) -> dict[str, Any]:
 
 def run_options(plain: dict[str, Any]) -> RunOptions:
     """Options from plain values."""
-    volumes = tuple(BindMount(**volume) for volume in plain.pop("volumes", ()))
+    volumes = (*(BindMount(**volume) for volume in plain.pop("volumes", ())), *plain.pop("mounts", ()))
     limits = Limits(**plain.pop("limits")) if isinstance(plain.get("limits"), dict) else plain.pop("limits", Limits())
     return RunOptions(volumes=volumes, limits=limits, **plain)
 

@@ -138,6 +138,31 @@ except BlockingIOError as problem:
         assert mine(tier, "pids") == []
 
 
+@pytest.mark.parametrize("end", ["exited", "timeout"])
+def test_limit_that_nobody_asked_for(tier: Tier, end: str) -> None:
+    """A container that meets the limit on processes that every one has says so, also when it has to be ended."""
+    if not keeps(tier, "pids"):
+        pytest.skip("no cgroup counts processes here")
+    script = f"""
+import os, threading, time
+threading.stack_size(1 << 16)
+wait = threading.Event()
+try:
+    while True:
+        threading.Thread(target=wait.wait, daemon=True).start()
+except RuntimeError:
+    print(threading.active_count() > 4000, flush=True)
+time.sleep(60 if {end == "timeout"} else 0)
+os._exit(0)  # thousands of threads would be waited for
+"""
+    result = python(tier, script, timeout=8 if end == "timeout" else None)
+    assert (result.stdout, result.reason) == ("True\n", end), result
+    assert result.notes == (
+        "the container met its limit of 4096 processes and threads (--pids-limit), so it could not start another",
+    )
+    assert tier.run("true").notes == ()
+
+
 def test_processor_time(tier: Tier) -> None:
     """The quota is in the kernel's file while the container runs, and it is throttled by it."""
     script = "import time\nprint('go', flush=True)\nend = time.time() + 1.5\nwhile time.time() < end: pass"

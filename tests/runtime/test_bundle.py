@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 
 from nbcontainer.errors import InvalidOption
-from nbcontainer.model import BindMount, ContainerId, ContainerSpec, ImageConfig, Limits, Mount, Platform, RunOptions
+from nbcontainer.model import (
+    BindMount,
+    ContainerId,
+    ContainerSpec,
+    ImageConfig,
+    Limits,
+    Mount,
+    Platform,
+    RunOptions,
+    TmpfsMount,
+    VolumeMount,
+)
 from nbcontainer.runtime.bundle import bundle, interpreter
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES
 
@@ -167,6 +178,51 @@ def test_impossible_volume_target(target: str) -> None:
 def test_volume_target_that_looks_reserved(target: str) -> None:
     """Names that only begin like reserved ones are free."""
     assert spec(options={"volumes": (BindMount(source="/a", target=target),)}).mounts[0].target == target
+
+
+def test_volumes_of_the_store() -> None:
+    """A volume is a plain bind of its files, or of a folder of them, whose owners are container ids already."""
+    volumes = (
+        VolumeMount(name="results", target="/x", read_only=True),
+        VolumeMount(name="results", target="/y", subpath="./a//b/"),
+    )
+    made = spec(options={"volumes": volumes}, volumes="/store/volumes", idmapped_binds=True).mounts
+    assert [(m.kind, m.source, m.target, m.read_only, m.recursive, m.idmapped) for m in made] == [
+        ("bind", "/store/volumes/results/_data", "/x", True, False, False),
+        ("bind", "/store/volumes/results/_data/a/b", "/y", False, False, False),
+    ]
+
+
+@pytest.mark.parametrize("subpath", ["..", "/a", "a/../b", "a/..", "a\0b"])
+def test_part_of_a_volume_that_is_none(subpath: str) -> None:
+    """A part of a volume is a path below it."""
+    with pytest.raises(InvalidOption, match="must be a path below it"):
+        spec(options={"volumes": (VolumeMount(name="results", target="/x", subpath=subpath),)})
+
+
+def test_order_of_mounts() -> None:
+    """A folder comes before what lies in it, whatever is mounted there and whatever the order it was typed in."""
+    volumes = (
+        BindMount(source="/a", target="/x/y/z"),
+        VolumeMount(name="v1", target="/x"),
+        VolumeMount(name="v2", target="/w"),
+    )
+    made = spec(options={"volumes": volumes, "tmpfs": (TmpfsMount(target="/x/y"),)}).mounts
+    assert [mount.target for mount in made] == ["/x", "/w", "/x/y", "/x/y/z"]
+
+
+def test_one_place_twice() -> None:
+    """Two mounts of one place, by whatever spelling, contradict each other."""
+    volumes = (BindMount(source="/a", target="/x/"), VolumeMount(name="v1", target="/x"))
+    with pytest.raises(InvalidOption, match="/x is named by two mounts"):
+        spec(options={"volumes": volumes})
+
+
+def test_read_only_volume_and_the_right_to_mount() -> None:
+    """Who may mount could make a read-only volume writable."""
+    volumes = (VolumeMount(name="v1", target="/x", read_only=True),)
+    with pytest.raises(InvalidOption, match="CAP_SYS_ADMIN and the read-only volume /x"):
+        spec(options={"volumes": volumes, "cap_add": ("SYS_ADMIN",)})
 
 
 def test_network() -> None:

@@ -148,8 +148,11 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     processes.new_session_keyring()
+    refusals = -1
     if settings.cgroup:
         processes.write_text(f"{settings.cgroup}/cgroup.procs", "0")
+        with contextlib.suppress(OSError):  # older kernels do not count
+            refusals = os.open(f"{settings.cgroup}/pids.events", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(processes.CLONE_NEWCGROUP)
     problem = ""
     try:
@@ -165,15 +168,15 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             requests.close()
-            os.close(wake_read)
-            os.close(wake_write)
+            for fd in (wake_read, wake_write, *([refusals] if refusals >= 0 else [])):
+                os.close(fd)
             _become_command(settings, commands, problem)
         finally:
             os._exit(125)
     commands.close()
     os.chdir("/")
     processes.set_capabilities(frozenset({_CAP_KILL}))
-    _watch(command, requests, wake_read)
+    _watch(command, requests, wake_read, refusals)
     os._exit(0)
 
 
@@ -195,8 +198,11 @@ def _note(number: int, frame: object) -> None:
     """Do nothing: having a handler is what makes the wake-up descriptor readable."""
 
 
-def _watch(command: int, requests: socket.socket, wake: int) -> None:
-    """PID 1's life: reap orphans, pass signals on, report the command's end; return when all should end."""
+def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> None:
+    """PID 1's life: reap orphans, pass signals on, report the command's end; return when all should end.
+
+    `refusals` is the open file with what the limit on processes did, or -1.
+    """
     control: socket.socket | None = None
     poll = select.poll()
     poll.register(requests, select.POLLIN)
@@ -209,7 +215,7 @@ def _watch(command: int, requests: socket.socket, wake: int) -> None:
                 status = _reap(command)
                 if status is not None:
                     if control is not None:
-                        _tell_the_end(control, status)
+                        _tell_the_end(control, Exited(status, _refused(refusals)))
                     return
             elif fd == requests.fileno():
                 poll.unregister(requests)
@@ -222,13 +228,22 @@ def _watch(command: int, requests: socket.socket, wake: int) -> None:
                 return
 
 
-def _tell_the_end(control: socket.socket, status: int) -> None:
+def _refused(fd: int) -> int:
+    """How often the limit was met: ``max 3`` in pids.events (cgroups(7))."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in os.pread(fd, 4096, 0).splitlines() if fd >= 0 else ():
+            if line.startswith(b"max "):
+                return int(line[4:])
+    return 0
+
+
+def _tell_the_end(control: socket.socket, ended: Exited) -> None:
     """Report how the command ended; where nothing else is left to end, wait a moment until that has been heard.
 
     To end takes the kernel a millisecond, for which whoever the report has woken might have to wait.
     """
     with contextlib.suppress(OSError):
-        send(control, Exited(status))
+        send(control, ended)
         try:
             os.waitid(os.P_ALL, 0, os.WNOHANG | os.WEXITED | os.WNOWAIT)
         except ChildProcessError:

@@ -189,7 +189,7 @@ class Launcher:
         visiting = visits.Settings(
             single_id=configuration.single_id, last_capability=self._last_capability, filters=self._filters
         )
-        self._porters = visits.Porters(visiting, self._become_helper)
+        self._porters = visits.Porters(visiting, self._become_helper, self._channel)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, _note)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)

@@ -76,15 +76,25 @@ def perform(operations: Sequence[dict[str, Any]], fds: list[int]) -> int:
 
 def _explain(problem: OSError, step: dict[str, Any]) -> str:
     text = problem.strerror or str(problem)
-    if problem.errno == errno.ENOENT and step["op"] == "bind":
-        return f"{step['source']} does not exist on this machine"
-    if problem.errno == errno.ELOOP and step["op"] == "bind":
-        return f"a symbolic link has appeared in {step['source']} since it was checked; refused"
+    if problem.errno == errno.ENOENT and step["op"] in {"bind", "tmpfs"}:
+        return "the image has a symbolic link there that leads nowhere; mount on the place that it means, or elsewhere"
     if problem.errno in (errno.ELOOP, errno.EXDEV):
         return f"the image has a symbolic link there, which could lead out of the container; refused ({text})"
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{text}; free some space or move the store (NBCONTAINER_ROOT)"
     return text
+
+
+def _no_source(source: str, number: int) -> str:
+    """Why what is to be shown cannot be: a path of the machine, or of a volume of the store."""
+    name, _, subpath = source.removeprefix("store/volumes/").partition("/_data")
+    if not source.startswith("store/volumes/") or not subpath:
+        if number == errno.ELOOP:
+            return f"a symbolic link has appeared in {source} since it was checked; refused"
+        return f"{source} does not exist on this machine"
+    if number == errno.ELOOP:
+        return f"there is a symbolic link in {subpath.strip('/')} of volume {name}, which could lead anywhere; refused"
+    return f"volume {name} has no {subpath.strip('/')}; make it first, in a container that has all of the volume"
 
 
 def _first_mount(step: dict[str, Any]) -> int:
@@ -227,8 +237,10 @@ def _tmpfs(root: int, step: dict[str, Any], _fds: list[int]) -> None:
 
 
 def _bind(root: int, step: dict[str, Any], fds: list[int]) -> None:
+    if step.get("only_where_there") and not _is_there(root, step["target"]):
+        return
     made_outside = step["fd"] >= 0
-    tree = fds[step["fd"]] if made_outside else mounts.clone_exactly(step["source"], recursive=step["recursive"])
+    tree = fds[step["fd"]] if made_outside else _cloned(step)
     try:
         attributes = mounts.MOUNT_ATTR_NOSUID | mounts.MOUNT_ATTR_NODEV
         attributes |= mounts.MOUNT_ATTR_RDONLY if step["read_only"] else 0
@@ -242,6 +254,23 @@ def _bind(root: int, step: dict[str, Any], fds: list[int]) -> None:
     finally:
         if not made_outside:
             os.close(tree)
+
+
+def _is_there(root: int, path: str) -> bool:
+    try:
+        os.close(syscalls.openat2(root, path.strip("/"), os.O_PATH, resolve=_IN_ROOT))
+    except OSError:
+        return False
+    return True
+
+
+def _cloned(step: dict[str, Any]) -> int:
+    try:
+        return mounts.clone_exactly(step["source"], recursive=step["recursive"])
+    except OSError as problem:
+        if problem.errno not in {errno.ENOENT, errno.ELOOP, errno.ENOTDIR}:
+            raise
+        raise SetupError(f"bind at {step['target']}: {_no_source(step['source'], problem.errno)}") from problem
 
 
 def _devices(root: int, step: dict[str, Any], fds: list[int]) -> None:

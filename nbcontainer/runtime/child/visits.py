@@ -9,9 +9,9 @@ inside can see it; entering costs milliseconds (a move between cgroups waits for
 For each visit the door makes a *joiner*, which drops everything and makes the *command*, both as children of the porter
 (CLONE_PARENT). Only the joiner's children join the process ids. So what becomes visible in the container has no more
 rights than the container gives, and no descriptor but its own (CVE-2016-9962, CVE-2022-1227, CVE-2024-21626). After a
-visit one joiner is made ahead, which has dropped everything by the time somebody comes; it is used only for the same
-room, and only while the container's accounts are what they were. Door and joiner count as processes of the container
-while they are there, so they do not stay for long.
+visit one joiner is made ahead, which has dropped everything by the time somebody comes; the engine is invited to hand
+the next visit directly to it. It is used only for the same room, and only while the container's accounts are what they
+were. Door and joiner count as processes of the container while they are there, so they do not stay for long.
 Sources: setns(2), pid_namespaces(7), clone(2).
 """
 
@@ -26,12 +26,14 @@ import socket
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer._linux.trees import end_tree
-from nbcontainer._linux.values import value
+from nbcontainer._linux.values import replaced, value
 from nbcontainer.runtime.child import init, setup, stage
 from nbcontainer.runtime.protocol import (
     Accepted,
     Execute,
     Exited,
+    Furnish,
+    Invitation,
     ProtocolError,
     Signal,
     Started,
@@ -52,7 +54,7 @@ __all__ = ["Porters", "Settings"]
 
 _NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
 _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
-_JOINER, _ENTERED = b"joiner ", b"entered"
+_JOINER, _ENTERED, _READY = b"joiner ", b"entered", b"ready "
 _FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
 _ENDED = "the container has just ended"
 _CALM = 25
@@ -71,11 +73,15 @@ class Settings:
 
 
 class Porters:
-    """The porters of one serving process. `let_go` closes in a child what only that process needs."""
+    """The porters of one serving process. `let_go` closes in a child what only that process needs.
 
-    def __init__(self, settings: Settings, let_go: Callable[[], None]) -> None:
+    On `engine`, if it listens there, invitations are sent.
+    """
+
+    def __init__(self, settings: Settings, let_go: Callable[[], None], engine: socket.socket | None = None) -> None:
         self._settings = settings
         self._let_go = let_go
+        self._engine = engine
         self._known: dict[tuple[str, str], tuple[int, socket.socket]] = {}
 
     def admit(self, request: Visit, fds: list[int]) -> None:
@@ -96,9 +102,10 @@ class Porters:
         pid = os.fork()
         if pid == 0:
             try:
+                engine = None if self._engine is None else self._engine.dup()
                 self._let_go()
-                init.keep_only(theirs.fileno())
-                _Porter(theirs, self._settings).attend()
+                init.keep_only(theirs.fileno(), *([] if engine is None else [engine.fileno()]))
+                _Porter(theirs, self._settings, engine).attend()
             finally:
                 os._exit(0)
         theirs.close()
@@ -149,18 +156,68 @@ class _Guest:
                 os.close(fd)
 
 
+class _Waiting:
+    """A joiner that was made ahead: who comes next wants the same, as a rule. Whoever reads the claim has it."""
+
+    def __init__(self, room: Room, pid: int, channel: socket.socket, joined: socket.socket) -> None:
+        self.room = room
+        self.pid = pid
+        self.joined = joined
+        self.claimed = False
+        self._channel = channel
+        self._claim = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def invite(self, engine: socket.socket, pidfd: int) -> None:
+        """Let the engine know, if its socket takes it."""
+        with contextlib.suppress(OSError):
+            send(engine, Invitation(self.room.id), (self._claim, pidfd, self._channel.fileno()), wait=False)
+
+    def claim(self) -> bool:
+        """Whether it is ours now; false when the engine has claimed it, and somebody is about to come."""
+        if not self.claimed:
+            try:
+                os.eventfd_read(self._claim)
+            except BlockingIOError:
+                return False
+            self.claimed = True
+        return True
+
+    def take(self, request: Visit, fds: list[int]) -> bool:
+        """Hand it a visit that came to us; false when that is another one, or it has gone."""
+        if request.room != self.room or not self.claim():
+            return False
+        try:
+            send(self._channel, request, tuple(fds))
+        except OSError:
+            return False
+        return True
+
+    def end(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of it; its `joined` socket may be a guest's by now."""
+        self._channel.close()
+        os.close(self._claim)
+
+
 class _Porter:
     """The loop of one process, for one container."""
 
-    def __init__(self, requests: socket.socket, settings: Settings) -> None:
+    def __init__(self, requests: socket.socket, settings: Settings, engine: socket.socket | None) -> None:
         processes.hide_from_tracers()
         self._requests = requests
+        self._engine = engine
+        self._waiting: _Waiting | None = None
         self._settings = settings
         self._guests: list[_Guest] = []
         self._early: dict[int, int] = {}
         self._door: socket.socket | None = None
         self._door_pid = 0
         self._open = True
+        self._last: Room | None = None
         self._container = -1
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
@@ -177,11 +234,12 @@ class _Porter:
         while self._receive():  # and these were on their way
             pass
         self._open = False
+        self._dismiss()
         self._serve()
         self._close_door()
 
     def _serve(self) -> None:
-        while self._open or self._guests:
+        while self._open or self._guests or self._waiting is not None:
             ready = [fd for fd, _ in self._poll.poll(None if self._guests else _IDLE * 1000)]
             if not ready and not self._guests:
                 return
@@ -194,6 +252,10 @@ class _Porter:
                     self._poll.unregister(self._container)
                     self._close_door()
                     self._turn_away()
+                elif self._door is not None and fd == self._door.fileno():
+                    self._welcome()
+                elif self._waiting is not None and fd == self._waiting.joined.fileno():
+                    self._come(self._waiting)
                 else:
                     self._hear(fd)
 
@@ -223,6 +285,11 @@ class _Porter:
         control = socket.socket(fileno=os.dup(fds[_CONTROL]))
         if self._container < 0:
             self._open_door(request, fds)
+        waiting = self._waiting
+        if waiting is not None and waiting.take(request, fds[:_PIDFD]):  # it will come as one that was invited
+            control.close()
+            return
+        self._dismiss()
         joined, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             assert self._door is not None
@@ -234,6 +301,7 @@ class _Porter:
             return
         finally:
             theirs.close()
+        self._last = None if request.room.script else request.room
         self._guests.append(_Guest(request, control, joined))
         self._poll.register(control, select.POLLIN)
         self._poll.register(joined, select.POLLIN)
@@ -250,11 +318,77 @@ class _Porter:
             finally:
                 os._exit(0)
         theirs.close()
+        self._poll.register(self._door, select.POLLIN)
+
+    def _welcome(self) -> None:
+        """The door has made a joiner ahead, or is gone."""
+        assert self._door is not None
+        try:
+            said, fds, _, _ = socket.recv_fds(self._door, 64, 3)
+        except OSError:
+            said, fds = b"", []
+        if not said.startswith(_READY) or len(fds) != 3 or self._last is None:
+            self._poll.unregister(self._door)
+            for fd in fds:
+                os.close(fd)
+            return
+        channel, joined, pidfd = fds
+        self._dismiss()
+        self._waiting = _Waiting(
+            self._last, int(said.removeprefix(_READY)), socket.socket(fileno=channel), socket.socket(fileno=joined)
+        )
+        self._poll.register(self._waiting.joined, select.POLLIN)
+        if self._engine is not None and self._open:
+            self._waiting.invite(self._engine, pidfd)
+        os.close(pidfd)
+
+    def _dismiss(self) -> None:
+        """End the joiner that waits, unless somebody is coming to it right now."""
+        waiting = self._waiting
+        if waiting is not None and waiting.claim():
+            self._waiting = None
+            self._poll.unregister(waiting.joined)
+            waiting.end()
+            waiting.joined.close()
+            waiting.close()
+
+    def _come(self, waiting: _Waiting) -> None:
+        """The joiner has a guest, or cannot serve the one it was given, or is gone."""
+        self._waiting = None
+        self._poll.unregister(waiting.joined)
+        waiting.close()
+        try:
+            received = receive(waiting.joined)
+        except (OSError, ProtocolError):
+            received = None
+        message, fds = received or (None, [])
+        if not isinstance(message, Visit) or len(fds) not in {1, _PIDFD}:
+            waiting.joined.close()
+            for fd in fds:
+                os.close(fd)
+            return
+        if len(fds) == _PIDFD:  # another account by now: somebody else must be made
+            waiting.joined.close()
+            self._send_in(message, fds)
+            for fd in fds:
+                os.close(fd)
+            return
+        guest = _Guest(message, socket.socket(fileno=fds[0]), waiting.joined)
+        guest.joiner = waiting.pid
+        self._guests.append(guest)
+        if self._door is not None:
+            with contextlib.suppress(OSError):
+                send(self._door, Furnish(waiting.room, ahead=True))
+        self._poll.register(guest.control, select.POLLIN)
+        self._poll.register(guest.joined, select.POLLIN)
 
     def _close_door(self) -> None:
         """Nobody can be let in any more: there will be another porter for those who come."""
         self._open = False
+        self._dismiss()
         if self._door is not None:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(self._door)
             self._door.close()
             self._door = None
             with contextlib.suppress(ProcessLookupError):
@@ -262,6 +396,8 @@ class _Porter:
 
     def _turn_away(self) -> None:
         """End the joiners that are still on their way: they are in no process id namespace that ends them."""
+        if self._waiting is not None:
+            self._waiting.end()
         for guest in self._guests:
             if guest.joiner and not guest.pid:
                 with contextlib.suppress(ProcessLookupError):
@@ -363,30 +499,6 @@ def _note(number: int, frame: object) -> None:
 # --- the door ---------------------------------------------------------------------------------------------------------
 
 
-class _Waiting:
-    """A joiner that was made ahead: who comes next wants the same, as a rule."""
-
-    def __init__(self, room: Room, pid: int, channel: socket.socket) -> None:
-        self.room = room
-        self.pid = pid
-        self._accounts = _accounts()
-        self._channel = channel
-
-    def take(self, request: Visit, fds: list[int]) -> bool:
-        """Hand a visit over; False when it is another one, or would be, or the joiner is gone."""
-        if request.room != self.room or self._accounts != _accounts():
-            return False
-        try:
-            send(self._channel, request, tuple(fds))
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Let go; one that was not taken ends."""
-        self._channel.close()
-
-
 def _accounts() -> list[tuple[int, ...]]:
     """What tells whether users have been looked up in the files that are there now."""
     found: list[tuple[int, ...]] = []
@@ -404,7 +516,6 @@ class _Door:
         self._container = container
         self._settings = settings
         self._problem = problem
-        self._waiting: _Waiting | None = None
         self._last: Room | None = None
 
     def serve(self, requests: socket.socket) -> None:
@@ -412,13 +523,16 @@ class _Door:
         poll = select.poll()
         poll.register(requests, select.POLLIN)
         while True:
-            if not poll.poll(_CALM if self._last is not None and self._waiting is None else None):
+            if not poll.poll(_CALM if self._last is not None else None):
                 self._prepare(requests)
                 continue
             received = receive(requests)
             if received is None:
                 return
             message, fds = received
+            if isinstance(message, Furnish):  # the last joiner made ahead has somebody: make another
+                self._last = message.room
+                continue
             assert isinstance(message, Visit)
             self._let_in(message, fds, requests)
             if self._problem:  # the next visitor may find it solved, by another door
@@ -427,13 +541,11 @@ class _Door:
     def _let_in(self, request: Visit, fds: list[int], requests: socket.socket) -> None:
         control, joined = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
         try:
-            pid = self._taken(request, fds)
-            if not pid:
-                pid, pidfd = processes.clone_sibling()
-                if pid == 0:
-                    requests.close()
-                    self._join(request, control, joined, fds)
-                os.close(pidfd)
+            pid, pidfd = processes.clone_sibling()
+            if pid == 0:
+                requests.close()
+                self._join(request, control, joined, fds)
+            os.close(pidfd)
             # a porter that has closed this end has seen the joiner come and go
             with contextlib.suppress(OSError):
                 joined.send(b"%s%d" % (_JOINER, pid), socket.MSG_NOSIGNAL)
@@ -445,34 +557,27 @@ class _Door:
             os.close(fd)
         self._last = None if request.room.script else request.room  # a text is opened before rights are dropped
 
-    def _taken(self, request: Visit, fds: list[int]) -> int:
-        """The pid of the joiner in waiting, if it fits; another one is of no use any more."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return 0
-        try:
-            return waiting.pid if waiting.take(request, fds) else 0
-        finally:
-            waiting.close()
-
     def _prepare(self, requests: socket.socket) -> None:
         """In a calm moment, have a joiner drop everything for the room that was asked for last."""
         room, self._last = self._last, None
         assert room is not None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            pid, pidfd = processes.clone_sibling()
-        except OSError:
-            ours.close()
-            theirs.close()
-            return
-        if pid == 0:
-            requests.close()
-            ours.close()
-            self._wait(room, theirs)
-        os.close(pidfd)
-        theirs.close()
-        self._waiting = _Waiting(room, pid, ours)
+        theirs_joined, joined = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs, theirs_joined, joined:
+            try:
+                pid, pidfd = processes.clone_sibling()
+            except OSError:
+                return
+            if pid == 0:
+                requests.close()
+                ours.close()
+                theirs_joined.close()
+                self._wait(room, theirs, joined)
+            try:
+                ends = [ours.fileno(), theirs_joined.fileno(), pidfd]
+                socket.send_fds(requests, [b"%s%d" % (_READY, pid)], ends)
+            finally:
+                os.close(pidfd)
 
     # --- in the joiner ------------------------------------------------------------------------------------------------
 
@@ -492,20 +597,27 @@ class _Door:
         finally:
             os._exit(125)
 
-    def _wait(self, room: Room, requests: socket.socket) -> NoReturn:
+    def _wait(self, room: Room, requests: socket.socket, joined: socket.socket) -> NoReturn:
         """The same in two halves, long before and with the request; silent when there is none that fits."""
         try:
+            accounts = _accounts()
             built = self._settled(room, "")
+            processes.die_with_parent()  # a change of identity has undone it
             request, fds = receive(requests) or (None, [])
-            if isinstance(request, Visit):
-                control, joined = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
-                requests.close()
-                try:
-                    _become(built, request, control, joined, fds)
-                except setup.SetupError as trouble:
-                    init.report(control, str(trouble), trouble.exit_code)
-                except Exception as trouble:  # noqa: BLE001 - as above
-                    init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
+            if not isinstance(request, Visit):
+                os._exit(0)
+            requests.close()
+            if request.room != room or accounts != _accounts():
+                send(joined, request, tuple(fds))
+                os._exit(0)
+            control = socket.socket(fileno=fds[0])
+            send(joined, replaced(request, argv=[], environment=[]), (fds[0],))
+            try:
+                _become(built, request, control, joined, [-1, *fds])
+            except setup.SetupError as trouble:
+                init.report(control, str(trouble), trouble.exit_code)
+            except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+                init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
         finally:
             os._exit(125)
 
