@@ -209,25 +209,41 @@ def _docker(
 
 
 def _buildah(stage: peers.Stage, tar: str, _docker: list[tuple[str, ...]]) -> Builder:
-    """A store of its own; as a user with the isolation that works everywhere."""
+    """A store of its own, and the first isolation that builds here: crun refuses some machines, a user has the last."""
     program: tuple[str, ...] = ("buildah", "--root", stage.path("buildah"), "--runroot", stage.path("buildah-run"))
     stage.undo.callback(subprocess.run, [*program, "rm", "--all"], capture_output=True, check=False)
     working = peers.check(*program, "from", "scratch").strip()
     peers.check(*program, "add", working, tar)
     peers.check(*program, "commit", "--rm", working, _BASE)
-    runtime = "crun" if peers.find("crun") else "runc"
-    isolation = ("--isolation", "oci", "--runtime", runtime) if os.geteuid() == 0 else ("--isolation", "chroot")
+    base = f"localhost/{_BASE}"
 
-    def build(folder: str, use: bool) -> None:  # noqa: FBT001 - `Builder.build`
+    def build(isolation: tuple[str, ...], folder: str, use: bool) -> None:  # noqa: FBT001 - `Builder.build`
         chosen = () if use else ("--no-cache",)
         peers.check(
             *program, "build", "--layers", *isolation, *_BUILDAH_LIMITS, "--network", "host", "-t", "bench", *chosen,
             folder,
         )  # fmt: skip
 
-    return Builder(name=BUILDAH, base=f"localhost/{_BASE}", build=build)
+    trial = stage.path("buildah-trial")
+    os.makedirs(trial, exist_ok=True)
+    Path(trial, "Dockerfile").write_text(f"FROM {base}\nRUN true\n", encoding="ascii")
+    refusals = []
+    for isolation in _ISOLATIONS if os.geteuid() == 0 else _ISOLATIONS[-1:]:
+        try:
+            build(isolation, trial, False)  # noqa: FBT003 - `Builder.build`
+        except RuntimeError as problem:
+            refusals.append(str(problem))
+        else:
+            print(f"{BUILDAH}: {' '.join(isolation)}")
+            return Builder(name=BUILDAH, base=base, build=partial(build, isolation))
+    raise RuntimeError("; ".join(refusals))
 
 
+_ISOLATIONS = (
+    ("--isolation", "oci", "--runtime", "crun"),
+    ("--isolation", "oci", "--runtime", "runc"),
+    ("--isolation", "chroot"),
+)
 _BUILDAH_LIMITS = peers.PODMAN_LIMITS
 _RECIPES: dict[str, Callable[[peers.Stage, str, list[tuple[str, ...]]], Builder]] = {
     engines.OURS: _ours,

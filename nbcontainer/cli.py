@@ -13,7 +13,7 @@ import io
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value
@@ -23,13 +23,16 @@ from nbcontainer.engine.tables import Message, Report, Shown, Table
 from nbcontainer.engine.verbs import VERBS, dispatch, overview
 from nbcontainer.errors import ContainerExit, ContainerStartError, InvalidOption, NbcontainerError
 from nbcontainer.model import Notice, RunResult
+from nbcontainer.runtime.console import Console, say_to
 from nbcontainer.widgets.buildlog import BuildLog
 from nbcontainer.widgets.progress import choose_display
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Callable, Iterator, Sequence
+    from typing import BinaryIO
 
+    from nbcontainer.engine.attending import Input
     from nbcontainer.engine.door import Door, Session, Typed
     from nbcontainer.engine.engine import Engine
     from nbcontainer.model import Event, Listener
@@ -70,6 +73,10 @@ def _carry_out(session: TerminalSession, line: list[str]) -> int:
     except KeyboardInterrupt:
         _complain("interrupted")
         return _INTERRUPTED
+    except Detached:
+        sys.stderr.write("\n")  # it is shown in the middle of a line, as a rule
+        _complain("detached; the container runs on")
+        return 0
 
 
 def _answer(session: TerminalSession, line: list[str]) -> object:
@@ -108,6 +115,31 @@ def _failure_code(problem: NbcontainerError, *, running: bool) -> int:
 def _complain(text: str) -> None:
     sys.stderr.write(f"nbcontainer: {worded(text, 'terminal')}\n")
     sys.stderr.flush()
+
+
+def _descriptor(stream: Any) -> int:
+    """The descriptor of a standard stream; -1 for none (closed, or a test's)."""
+    try:
+        return int(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return -1
+
+
+class Detached(Exception):
+    """The keys were typed that leave a terminal to whoever attaches next."""
+
+
+def _detach() -> NoReturn:
+    raise Detached
+
+
+def _stay(request: Typed) -> None:
+    """The keys that detach were typed where nobody else would go on."""
+    if isinstance(request, TypedExec):
+        text = "a command that has joined a container ends with its terminal; it cannot be left"
+    else:
+        text = "this container was started here and ends with this command; to leave one, run it with -dit and attach"
+    say_to(_descriptor(sys.stderr), f"nbcontainer: {text}")
 
 
 def _subject(request: Typed) -> str:
@@ -188,7 +220,7 @@ class TerminalSession:
             return self._launched(request)
         if isinstance(request, TypedAttach) or (isinstance(request, TypedStart) and request.attach):
             return self._attached(request)
-        stdin = sys.stdin.buffer if request.interactive else None
+        stdin = self._input(request)
         found: tuple[str, ...] = ()
         if isinstance(request, TypedRun):
             with self.pulling(request.image, quiet=request.quiet) as listener:
@@ -201,7 +233,13 @@ class TerminalSession:
                     listener=listener,
                     failed=request.failed,
                 )
-            found = hints(request.image, self._stderr_tail.decode(errors="replace"), request.options.network)
+            found = hints(
+                request.image,
+                self._stderr_tail.decode(errors="replace"),
+                request.options.network,
+                interactive=request.interactive,
+                terminal=request.options.terminal,
+            )
         elif isinstance(request, TypedExec):
             result = self.engine.exec(
                 request.container, request.command, options=request.options, stdin=stdin, output=self.output
@@ -222,6 +260,16 @@ class TerminalSession:
             _complain(f"{_subject(request)}: {result.detail or result.reason}")
         return result
 
+    def _input(self, request: TypedRun | TypedExec | TypedStart) -> Input:
+        """Standard input, as a terminal where it is one: whether the command has one is known when it is started."""
+        wanted = isinstance(request, TypedStart) or request.options.terminal
+        keys = _descriptor(sys.stdin) if request.interactive else -1
+        if not wanted or (request.interactive and not os.isatty(keys)):
+            return sys.stdin.buffer if request.interactive else None
+        return Console(
+            keys=keys, screen=_descriptor(sys.stdout), detach=request.detach_keys, on_detach=lambda: _stay(request)
+        )
+
     def _launched(self, request: TypedRun) -> object:
         """Docker's answer: the id, and nothing else."""
         asked: dict[str, Any] = {"options": request.options, "failed": request.failed}
@@ -240,11 +288,17 @@ class TerminalSession:
         result = self.engine.attach(
             request.container,
             start=start,
-            stdin=sys.stdin.buffer if wanted else None,
+            stdin=self._attached_input(request) if wanted else None,
             output=self.output,
             pass_signals=True if isinstance(request, TypedStart) else request.pass_signals,
         )
         return self._told(request, result)
+
+    def _attached_input(self, request: TypedAttach | TypedStart) -> BinaryIO | Console:
+        keys = _descriptor(sys.stdin)
+        if not os.isatty(keys):
+            return sys.stdin.buffer
+        return Console(keys=keys, screen=_descriptor(sys.stdout), detach=request.detach_keys, on_detach=_detach)
 
     def build(self, request: TypedBuild) -> object:
         """Build; the steps are shown on standard error, as docker does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -212,5 +213,12 @@ def test_wheel_carries_the_settings() -> None:
     tomllib = pytest.importorskip("tomllib")
     whole = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))
     shared = whole["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
-    assert shared == {"jupyter-config/ipython": "etc/ipython"}
+    assert shared == {
+        "jupyter-config/ipython": "etc/ipython",
+        "jupyter-config/server": "etc/jupyter/jupyter_server_config.d",
+    }
     assert [path.name for path in (CHECKOUT / "jupyter-config/ipython").glob("*.py")] == ["nbcontainer_config.py"]
+    (server,) = (CHECKOUT / "jupyter-config/server").iterdir()
+    enabled = json.loads(server.read_text(encoding="utf-8"))["ServerApp"]["jpserver_extensions"]
+    assert enabled == {"nbcontainer.jupyter": True}
+    assert "nbcontainer.jupyter" in TREES

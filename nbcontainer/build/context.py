@@ -1,17 +1,16 @@
 """The build context: a folder, a tar, or nothing; with variables of the notebook over it.
 
 A folder is read where it lies, with the person's rights, when a COPY asks for something; nothing is sent anywhere. A
-tar is unpacked into a folder that goes away with the build. What ``<Dockerfile>.dockerignore`` or ``.dockerignore``
-leaves out is not there.
+tar is unpacked into a folder of the store that goes away with the build. What ``<Dockerfile>.dockerignore`` or
+``.dockerignore`` leaves out is not there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
-import tempfile
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,14 +19,15 @@ from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, 
 from nbcontainer.build.sources import FileTree
 from nbcontainer.dockerfile.ignore import Ignore
 from nbcontainer.errors import CorruptContent, InvalidImage, InvalidInput, InvalidOption, NotFound, StorageError
-from nbcontainer.layers.compression import decompress
+from nbcontainer.layers.compression import decompress, write_all
 from nbcontainer.layers.place import Landing, place
 from nbcontainer.layers.tar import Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nbcontainer.build.request import ContextSource
+    from nbcontainer.build.scratch import Scratch
 
 __all__ = ["Context", "opened"]
 
@@ -96,16 +96,15 @@ class Context:
 
 
 @contextlib.contextmanager
-def opened(source: ContextSource) -> Iterator[Context]:
-    """Open a context for the length of a build."""
+def opened(source: ContextSource, scratch: Scratch) -> Iterator[Context]:
+    """Open a context for the length of a build; what an archive has is put into a folder of `scratch`."""
     for name in source.files:
         if not name or "/" in name or name in {".", ".."} or "\0" in name:
             raise InvalidOption(f"{name!r} cannot be the name of a file in the build context")
     with contextlib.ExitStack() as undo:
         folder = source.folder
         if source.archive is not None:
-            folder = tempfile.mkdtemp(prefix="nbcontainer-context-")
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = undo.enter_context(scratch.folder())
             _unpack(source.archive, folder)
         root_fd = -1
         if folder:
@@ -128,25 +127,57 @@ def _open_folder(folder: str) -> int:
 
 def _unpack(archive: BinaryIO, folder: str) -> None:
     """Put what is in a tar, plain or compressed with gzip or zstd, into an empty folder, and nothing outside it."""
-    with tempfile.TemporaryFile() as plain:
-        try:
+
+    def consume(reader: int) -> None:
+        place(
+            Stream(reader),
+            AT_FDCWD,
+            lambda _: Landing(folder=os.fsencode(folder), name=b""),
+            resolve=0,
+            owners=False,
+            special=False,
+            renamed=False,
+        )
+
+    try:
+        with _read_by(consume) as writer:
             for piece in decompress(iter(lambda: archive.read(_PIECE), b"")):
-                plain.write(piece)
-            plain.flush()
-            plain.seek(0)
-            place(
-                Stream(plain.fileno()),
-                AT_FDCWD,
-                lambda _: Landing(folder=os.fsencode(folder), name=b""),
-                resolve=0,
-                owners=False,
-                special=False,
-                renamed=False,
-            )
-        except (CorruptContent, InvalidImage) as problem:
-            raise InvalidInput(f"the build context is no tar archive that can be read: {problem}") from problem
-        except OSError as problem:
-            where = tempfile.gettempdir()
-            raise StorageError(
-                f"the build context cannot be unpacked into {where}: {problem.strerror}; make room there, or set TMPDIR"
-            ) from problem
+                write_all(writer, piece)
+    except (CorruptContent, InvalidImage) as problem:
+        raise InvalidInput(f"the build context is no tar archive that can be read: {problem}") from problem
+    except OSError as problem:
+        raise StorageError(
+            f"the build context cannot be unpacked into the store: {problem.strerror}; make room there"
+        ) from problem
+
+
+@contextlib.contextmanager
+def _read_by(consume: Callable[[int], None]) -> Iterator[int]:
+    """A pipe to write to in this thread, where Ctrl-C arrives, while another has `consume` read it.
+
+    When that gives up, what it raised is raised.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            consume(reader)
+            while os.read(reader, _PIECE):  # what stands after the end of a tar
+                pass
+        except BaseException as problem:  # noqa: BLE001 - raised again in the thread that asked
+            problems.append(problem)
+        finally:
+            os.close(reader)
+
+    worker = threading.Thread(target=work, name="nbcontainer-unpack", daemon=True)
+    worker.start()
+    try:
+        yield writer
+    except BrokenPipeError:
+        pass
+    finally:
+        os.close(writer)
+        worker.join()
+    if problems:
+        raise problems[0]

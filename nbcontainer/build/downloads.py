@@ -1,4 +1,4 @@
-"""What ADD fetches: a file by http(s), a tree by git. Into a temporary folder, and read from there as a context is.
+"""What ADD fetches: a file by http(s), a tree by git. Into a folder of the store, and read from there as a context is.
 
 A Dockerfile is a stranger's text and git is a program with many doors: only four protocols are let through, no hooks,
 no configuration of the person's, no prompts, and nothing of the text is taken as an option (CVE-2018-11235 and its
@@ -17,7 +17,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -37,6 +36,7 @@ from nbcontainer.errors import (
 
 if TYPE_CHECKING:
     from nbcontainer.build.parts import Part
+    from nbcontainer.build.scratch import Scratch
     from nbcontainer.dockerfile.instructions import Add, Transfer
     from nbcontainer.registry import HttpResponse, Interrupt, RequestsTransport
 
@@ -76,12 +76,12 @@ def fetched(
     selection: Selection,
     *,
     interrupt: Interrupt,
+    scratch: Scratch,
     undo: contextlib.ExitStack,
 ) -> Part:
     """Fetch one source: a tree, or an archive when it is to be unpacked. A trip of `interrupt` ends it."""
     add: Add = instruction  # type: ignore[assignment] # only ADD has remote sources
-    folder = tempfile.mkdtemp(prefix="nbcontainer-add-")
-    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = undo.enter_context(scratch.folder())
     chosen = Selection(sources=("",), excludes=selection.excludes, mode=selection.mode)
     if _GIT.match(source):
         subfolder = _clone(source, folder, keep_git=add.keep_git_dir, checksum=add.checksum, interrupt=interrupt)
@@ -91,7 +91,7 @@ def fetched(
     tree = FileTree(root_fd=_opened(folder, undo), name=source)
     top = Top(path="download", name=name, is_dir=False)
     if add.unpack:
-        archives, _ = archive_parts(tree, [top], mode=selection.mode, undo=undo)
+        archives, _ = archive_parts(tree, [top], mode=selection.mode, scratch=scratch, undo=undo)
         if not archives:
             raise InvalidInput(f"{source} is no archive that can be unpacked; leave --unpack out")
         return archives[0]
@@ -226,8 +226,12 @@ def _clone(source: str, folder: str, *, keep_git: bool, checksum: str, interrupt
     if checksum and commit.strip() != checksum:
         raise CorruptContent(f"ADD {source} is the commit {commit.strip()}, but --checksum says {checksum}")
     _git(folder, source, interrupt, "checkout", "--quiet", "--detach", "FETCH_HEAD")
+    if os.path.lexists(os.path.join(folder, ".gitmodules")):
+        # addresses in it may be relative to the repository's own; the protocols let through are the same for all
+        _git(folder, source, interrupt, "config", "remote.origin.url", address)
+        _git(folder, source, interrupt, "submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
     if not keep_git:
-        shutil.rmtree(os.path.join(folder, ".git"), ignore_errors=True)
+        _forget_git(folder)
     parts = [part for part in subfolder.split("/") if part not in {"", "."}]
     path = os.path.join(folder, *parts)
     inside = os.path.realpath(path)
@@ -236,6 +240,14 @@ def _clone(source: str, folder: str, *, keep_git: bool, checksum: str, interrupt
     if not os.path.isdir(inside):
         raise NotFound(f"ADD {source}: there is no folder {subfolder!r} in that commit")
     return os.path.relpath(inside, folder)
+
+
+def _forget_git(folder: str) -> None:
+    """Take away what git keeps beside the files: its folder, and in each submodule the file that leads there."""
+    shutil.rmtree(os.path.join(folder, ".git"), ignore_errors=True)
+    for directory, _, names in os.walk(folder):
+        if ".git" in names:  # no commit can have a file of that name
+            os.unlink(os.path.join(directory, ".git"))
 
 
 def _git(folder: str, source: str, interrupt: Interrupt, *words: str) -> str:

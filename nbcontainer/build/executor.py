@@ -19,11 +19,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nbcontainer.build import downloads
+from nbcontainer.build.borrowing import BorrowedSteps
 from nbcontainer.build.keys import step_key
 from nbcontainer.build.mounts import MountMaker, mount_texts
 from nbcontainer.build.parts import TreePart, archive_parts
 from nbcontainer.build.plan import SCRATCH, PlannedStage, plan
 from nbcontainer.build.request import BuiltStage, FailedStep
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.build.sources import FileTree, Selection
 from nbcontainer.build.stage import (
     PROXIES,
@@ -36,11 +38,12 @@ from nbcontainer.build.stage import (
 from nbcontainer.build.workshop import Job
 from nbcontainer.dockerfile import instructions as i
 from nbcontainer.dockerfile.expansion import expand
+from nbcontainer.dockerfile.lint import Choice
 from nbcontainer.dockerfile.mounts import BindRunMount, CacheRunMount
 from nbcontainer.dockerfile.parser import parse_trigger
 from nbcontainer.errors import BuildFailed, ContainerInterrupted, DockerfileError, InvalidInput, NbcontainerError
 from nbcontainer.images.committing import config_of
-from nbcontainer.model import Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
+from nbcontainer.model import BuildWarning, Notice, Platform, PullStarted, StepFinished, StepOutput, StepStarted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,12 +54,13 @@ if TYPE_CHECKING:
     from nbcontainer.build.making import Maker
     from nbcontainer.build.parts import Part
     from nbcontainer.build.plan import Plan
-    from nbcontainer.build.request import BuildOptions
+    from nbcontainer.build.request import BuildOptions, CacheSource
     from nbcontainer.build.stage import StageState
     from nbcontainer.build.workshop import Ran, Workshop
     from nbcontainer.dockerfile.lines import Origin
     from nbcontainer.dockerfile.parser import Dockerfile
     from nbcontainer.images.image import Image
+    from nbcontainer.images.lent import LentImage
     from nbcontainer.model import Digest, Event, Listener, StepEnd
     from nbcontainer.registry import Interrupt
 
@@ -68,6 +72,7 @@ _TAIL_LINES = 20
 _TERM_GRACE = 1.0
 _KILL_GRACE = 15.0
 _LARGE = 512 * 1024 * 1024
+_PLATFORM_CHECK = "InvalidBaseImagePlatform"
 _MAKES_FILES = (i.Run, i.Copy, i.Add, i.Workdir)
 
 
@@ -116,6 +121,9 @@ class Executor:
         self._key_locks: defaultdict[Digest, threading.Lock] = defaultdict(threading.Lock)
         self._images: dict[tuple[str, str], Future[Image]] = {}
         self._failure: BaseException | None = None
+        self.borrowed = BorrowedSteps(
+            options.cache_from, workshop=workshop, open_source=self._lent, check=self.check, notice=self.notice
+        )
         self.plan: Plan
 
     # --- the thread that draws --------------------------------------------------------------------------------------
@@ -293,12 +301,26 @@ class Executor:
                 future.set_exception(problem)
         return future.result()
 
+    def _lent(self, source: CacheSource) -> LentImage:
+        """An image that steps are borrowed of."""
+        return self.workshop.lent(
+            source,
+            self.options.platform,
+            fresh=self.options.pull,
+            interrupt=self.interrupt,
+            listener=self._heard,
+        )
+
+    def _heard(self, event: Event) -> None:
+        """Pass on what somebody tells, unless the build is stopped."""
+        self.check()
+        self.emit(event)
+
     def _fetching(self, name: str, event: Event) -> None:
         """Pass on what a pull tells, and remember that there was one; its threads end by what is raised here."""
-        self.check()
         if isinstance(event, PullStarted):
             self.fetched.add(name)
-        self.emit(event)
+        self._heard(event)
 
     @contextlib.contextmanager
     def alone(self, key: Digest) -> Iterator[None]:
@@ -364,7 +386,8 @@ class _StageRun:
             except (BuildFailed, _Cancelled, ContainerInterrupted):
                 raise
             except NbcontainerError as problem:
-                raise _at(instruction.origin, problem) from problem
+                words = instruction.sources if isinstance(instruction, i.Transfer) else ()
+                raise _at(instruction.origin, problem, words) from problem
         return state
 
     # --- headings ---------------------------------------------------------------------------------------------------
@@ -414,8 +437,24 @@ class _StageRun:
             except NbcontainerError as problem:
                 raise _at(planned.stage.base.origin, problem) from problem
             step.cached = planned.image not in self._executor.fetched
+            self._check_platform(image)
             config = config_of(image, self._executor.workshop.content)
             return started_from(config, image.manifest.layers, image.config.diff_ids)
+
+    def _check_platform(self, image: Image) -> None:
+        """BuildKit's check InvalidBaseImagePlatform, the one that needs the image."""
+        planned = self._planned
+        offered = image.config.platform
+        choice = Choice.parse(self._executor.plan.dockerfile.directives)
+        if planned.platform.preference(offered) is not None or not choice.wants(_PLATFORM_CHECK):
+            return
+        text = (
+            f"{planned.image} is made for {offered}, and this build is for {planned.platform}; its programs may not run"
+        )
+        if choice.error:
+            raise planned.stage.base.origin.error(f"{_PLATFORM_CHECK}: {text} (the Dockerfile has check=error=true)")
+        line = planned.stage.base.origin.first
+        self._executor.emit(BuildWarning(check=_PLATFORM_CHECK, text=text, line=line))
 
     def _stage(self, index: int) -> StageState:
         """Another stage, when it is built."""
@@ -461,17 +500,24 @@ class _StageRun:
     def _expanded(self, instruction: _I, state: StageState) -> _I:
         return expand(instruction, state.environment, escape=self._executor.plan.escape).instruction
 
-    def _known(self, step: _Step, key: Digest, *, unpacked: bool = True) -> MadeLayer | None:
+    def _known(self, step: _Step, key: Digest, parent: Digest | None, *, unpacked: bool = True) -> MadeLayer | None:
+        """What came of the step before, here or, where that was asked for, elsewhere: then it is not remembered."""
         if self._options.no_cache:
             return None
         made = self._cache.find(key, unpacked=unpacked)
+        if made is None:
+
+            def place(borrowed: MadeLayer) -> MadeLayer:
+                return self._maker.on(parent, borrowed)
+
+            made = self._executor.borrowed.find(key, parent, place if unpacked else None)
         step.cached = made is not None
         return made
 
-    def _grown(self, state: StageState, made: MadeLayer, created_by: str) -> StageState:
+    def _grown(self, state: StageState, made: MadeLayer, created_by: str, key: Digest) -> StageState:
         for notice in made.notices:
             self._executor.notice(notice)
-        return state.with_layer(made.blob, made.diff_id, created_by, created=made.created)
+        return state.with_layer(made.blob, made.diff_id, created_by, created=made.created, key=key)
 
     # RUN
 
@@ -518,7 +564,7 @@ class _StageRun:
                 **self._common,
             )
             with self._executor.alone(key):
-                made = self._known(step, key)
+                made = self._known(step, key, state.chain)
                 if made is None:
                     for make in mounted.makers:
                         make()
@@ -539,7 +585,7 @@ class _StageRun:
                     )
                     made = self._carried_out(state, instruction, job, step, {*proxies, *mounted.variables})
                     self._cache.keep(key, made)
-            return self._grown(state, made, created_by)
+            return self._grown(state, made, created_by, key)
 
     @property
     def _common(self) -> Mapping[str, Any]:
@@ -612,7 +658,12 @@ class _StageRun:
 
     def _transfer(self, state: StageState, instruction: i.Transfer) -> StageState:
         inline = (f"<<{each.name}" for each in instruction.heredocs)
-        words = (instruction.NAME, *instruction.sources, *inline, instruction.destination)
+        flags = [
+            *(["--parents"] if isinstance(instruction, i.Copy) and instruction.parents else []),
+            *([f"--chown={instruction.owner}"] if instruction.owner else []),
+            *([f"--chmod={instruction.mode}"] if instruction.mode else []),
+        ]  # those that BuildKit tells, in its order
+        words = (instruction.NAME, *flags, *instruction.sources, *inline, instruction.destination)
         created_by = f"{' '.join(words)} # nbcontainer"
         self._wait_for([instruction.from_ if isinstance(instruction, i.Copy) else ""])
         with self._step(instruction.code) as step, contextlib.ExitStack() as undo:
@@ -632,10 +683,13 @@ class _StageRun:
                 scanned = self._maker.scanned(chain, selection, copied_from, self._cache)
                 tops = [(name, is_dir) for _, name, is_dir in scanned["tops"]]
                 entries, digests = scanned["entries"], [scanned["digest"]]
+                above = scanned["above"]
             else:
                 parts = self._parts(instruction, selection, undo)
                 tops = [(top.name, top.is_dir) for part in parts for top in part.tops]
                 entries, digests = _merged(parts), [part.digest for part in parts]
+                trees = [part for part in parts if isinstance(part, TreePart)]
+                above = [folder for part in trees for folder in part.tree.above(part.tops, selection)]
             # a name in --chown is looked up in the stage's accounts, so then the stage has a say in what is made
             link = instruction.link and not any(mark.isalpha() for mark in instruction.owner)
             directory = _is_directory(instruction.destination) or len(tops) > 1
@@ -649,10 +703,11 @@ class _StageRun:
                 owner=instruction.owner,
                 mode=instruction.mode,
                 parents=selection.parents,
+                **({"above": above} if above else {}),
                 **self._common,
             )
             with self._executor.alone(key):
-                made = self._known(step, key, unpacked=not link)
+                made = self._known(step, key, None if link else state.chain, unpacked=not link)
                 if made is None:
                     landed = self._maker.call(
                         "land",
@@ -664,6 +719,7 @@ class _StageRun:
                             "owner": instruction.owner,
                             "tops": [list(top) for top in tops],
                             "entries": entries,
+                            "above": above,
                         },
                     )
                     made, faithful = self._copied(
@@ -679,7 +735,7 @@ class _StageRun:
                         self._cache.keep(key, made)
             if link:
                 made = self._maker.on(state.chain, made)
-            return self._grown(state, made, created_by)
+            return self._grown(state, made, created_by, key)
 
     def _copied(
         self,
@@ -706,7 +762,7 @@ class _StageRun:
 
     def _parts(self, instruction: i.Transfer, selection: Selection, undo: contextlib.ExitStack) -> list[Part]:
         """What is copied from the context, from heredocs, from elsewhere."""
-        tree = self._executor.context.tree
+        tree, scratch = self._executor.context.tree, Scratch(self._executor.workshop.folder)
         local = list(instruction.sources)
         parts: list[Part] = []
         if isinstance(instruction, i.Add):
@@ -714,13 +770,14 @@ class _StageRun:
             remote = [source for source in instruction.sources if downloads.is_remote(source)]
             interrupt = self._executor.interrupt
             parts += [
-                downloads.fetched(source, instruction, selection, interrupt=interrupt, undo=undo) for source in remote
+                downloads.fetched(source, instruction, selection, interrupt=interrupt, scratch=scratch, undo=undo)
+                for source in remote
             ]
         if local:
             chosen = replace(selection, sources=tuple(local))
             tops = tree.tops(chosen)
             if isinstance(instruction, i.Add) and instruction.unpack is not False:
-                archives, tops_left = archive_parts(tree, tops, mode=instruction.mode, undo=undo)
+                archives, tops_left = archive_parts(tree, tops, mode=instruction.mode, scratch=scratch, undo=undo)
                 parts += archives
                 tops = tuple(tops_left)
             if tops:
@@ -740,7 +797,7 @@ class _StageRun:
         with self._step(instruction.code) as step:
             key = step_key("workdir", state.chain, path=path, user=state.user, **self._common)
             with self._executor.alone(key):
-                made = self._known(step, key)
+                made = self._known(step, key, state.chain)
                 if made is None:
                     asked = {
                         "view": self._maker.view(state.chain),
@@ -755,7 +812,7 @@ class _StageRun:
                     new = any("mtime" not in folder for folder in folders)
                     made = self._maker.of_folders(state.chain, folders) if new else self._maker.nothing(state.chain)
                     self._cache.keep(key, made)
-            return self._grown(changed, made, created_by)
+            return self._grown(changed, made, created_by, key)
 
 
 def _merged(parts: Sequence[Part]) -> list[list[Any]]:
@@ -780,13 +837,22 @@ def _drawn(instruction: i.Instruction) -> str:
     return instruction.origin.error("", column=column, width=len(first.strip()) or 1).drawing
 
 
-def _at(origin: Origin, problem: NbcontainerError) -> NbcontainerError:
-    """The same error, with the line of the Dockerfile before its sentence."""
+def _at(origin: Origin, problem: NbcontainerError, words: Sequence[str] = ()) -> NbcontainerError:
+    """The same error, with the line of the Dockerfile before its sentence.
+
+    The caret is below the line, or below the one of `words` that the sentence begins with.
+    """
     if isinstance(problem, DockerfileError) and problem.line:
         return problem
-    drawing = origin.error("", column=1, width=len(origin.text.split("\n")[0])).drawing
-    text = f"line {origin.first}: {problem.message}\n{drawing}"
-    try:
-        return type(problem)(text)
-    except TypeError:  # a class that wants to know more than its sentence
-        return InvalidInput(text)
+    rows = origin.text.split("\n")
+    line, column, width = origin.first, 1, len(rows[0])
+    word = next((each for each in words if problem.message.startswith(repr(each))), "")
+    places = [(number, row.index(word)) for number, row in enumerate(rows) if word and row.count(word) == 1]
+    if len(places) == 1:  # else nobody can tell which is meant
+        line, column, width = origin.first + places[0][0], places[0][1] + 1, len(word)
+    drawing = origin.error("", line=line, column=column, width=width).drawing
+    # a new one, because several stages may have got the same; whatever more the class knows is taken along
+    copied = type(problem).__new__(type(problem))
+    copied.__dict__.update(problem.__dict__)
+    copied.args = (f"line {line}: {problem.message}\n{drawing}", *problem.args[1:])
+    return copied

@@ -35,7 +35,7 @@ _MOST_LINKS = 40
 
 
 def land(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:  # noqa: ARG001 - every task has this shape
-    """Decide as docker's COPY does. ``tops`` are [name, is a folder, contents only] of each source.
+    """Decide as docker's COPY does. ``tops`` are [name, is a folder] of each source, ``above`` is `FileTree.above`.
 
     Answers ``places`` (a path below the root, without links, for each), ``folders`` to write before them, each with its
     attributes (of those that are there already, as they are), and the ``owner`` that names came to.
@@ -45,6 +45,8 @@ def land(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:  #
     try:
         owner = _owner(str(arguments["owner"])) if arguments["owner"] else None
         lander = _Lander(root_fd, owner or (0, 0))
+        for name, *attributes in arguments.get("above", ()):
+            lander.expect(f"{arguments['destination']}/{name}", attributes, owned=owner is None)
         places = [
             lander.place(
                 str(arguments["destination"]),
@@ -79,7 +81,14 @@ class _Lander:
         self._root_fd = root_fd
         self._owner = owner
         self._known: dict[str, None] = {}
+        self._expected: dict[str, tuple[int, int, int, int]] = {}
         self.folders: list[dict[str, Any]] = []
+
+    def expect(self, path: str, attributes: Sequence[int], *, owned: bool) -> None:
+        """A folder that is copied with its attributes (see `FileTree.above`), when something is placed below it."""
+        mode, uid, gid, there = attributes
+        uid, gid = (uid, gid) if owned else self._owner
+        self._expected[self._real(path)[0]] = (mode, uid, gid, there)
 
     def place(self, destination: str, name: str, *, is_dir: bool, directory: bool, parents: bool) -> str:
         """Where one source goes; the folders above it are noted."""
@@ -131,14 +140,16 @@ class _Lander:
                 continue
             self._known[path] = None
             status = self._status(path)
+            expected = self._expected.get(path)
             if status is None:
                 if path:
-                    self.folders.append({"path": path, "mode": 0o755, "uid": self._owner[0], "gid": self._owner[1]})
+                    mode, uid, gid, _ = expected or (0o755, *self._owner, 0)
+                    self.folders.append({"path": path, "mode": mode, "uid": uid, "gid": gid})
             elif path and stat.S_ISDIR(status.st_mode):
                 self.folders.append(
                     {
                         "path": path,
-                        "mode": stat.S_IMODE(status.st_mode),
+                        "mode": stat.S_IMODE(status.st_mode) if expected is None else expected[3],
                         "uid": status.st_uid,
                         "gid": status.st_gid,
                         "mtime": status.st_mtime_ns,
@@ -242,9 +253,11 @@ def scan(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:  #
     try:
         tops = tree.tops(selection)
         name, entries = digest(tree, tops, selection)
+        above = tree.above(tops, selection)
     finally:
         os.close(tree.root_fd)
-    return {"digest": name, "tops": [[top.path, top.name, top.is_dir] for top in tops], "entries": entries}
+    found = [[top.path, top.name, top.is_dir] for top in tops]
+    return {"digest": name, "tops": found, "entries": entries, "above": above}
 
 
 def pack(arguments: Mapping[str, Any], fds: Sequence[int]) -> dict[str, Any]:

@@ -151,7 +151,7 @@ class Maker:
 
     def scanned(self, chain: Digest, selection: Selection, name: str, cache: BuildCache) -> dict[str, Any]:
         """What a selection finds in a chain; a chain cannot change, so this is looked for once."""
-        key = step_key("scan", chain, selection=selection.fields(), owners=self._workshop.owners)
+        key = step_key("scan", chain, selection=selection.fields(), owners=self._workshop.owners, form=2)
         known = cache.word(key)
         if known is not None:
             found: dict[str, Any] = json.loads(known)

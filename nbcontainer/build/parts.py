@@ -12,7 +12,6 @@ import io
 import lzma
 import os
 import stat
-import tempfile
 from dataclasses import dataclass, replace
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     import contextlib
     from collections.abc import Iterator, Sequence
 
+    from nbcontainer.build.scratch import Scratch
     from nbcontainer.build.sources import Entry as TreeEntry
     from nbcontainer.build.sources import FileTree
     from nbcontainer.layers.pack import TarWriter
@@ -172,13 +172,13 @@ def _inside(name: bytes) -> bytes:
 
 
 def archive_parts(
-    tree: FileTree, tops: Sequence[Top], *, mode: str, undo: contextlib.ExitStack
+    tree: FileTree, tops: Sequence[Top], *, mode: str, scratch: Scratch, undo: contextlib.ExitStack
 ) -> tuple[list[ArchivePart], list[Top]]:
     """Those of `tops` that are archives, by what is in them and not by their names; and the others."""
     found: list[ArchivePart] = []
     others: list[Top] = []
     for top in tops:
-        part = None if top.is_dir else _archive(tree, top, mode, undo)
+        part = None if top.is_dir else _archive(tree, top, mode, scratch, undo)
         if part is None:
             others.append(top)
         else:
@@ -186,12 +186,12 @@ def archive_parts(
     return found, others
 
 
-def _archive(tree: FileTree, top: Top, mode: str, undo: contextlib.ExitStack) -> ArchivePart | None:
+def _archive(tree: FileTree, top: Top, mode: str, scratch: Scratch, undo: contextlib.ExitStack) -> ArchivePart | None:
     for entry in tree.entries([top], Selection(sources=())):
         if not stat.S_ISREG(entry.status.st_mode):
             return None
         with _opened(entry) as packed:
-            plain = _plain_tar(packed, undo)
+            plain = _plain_tar(packed, scratch, undo)
         if plain is None:
             return None
         renamed = replace(top, name="", is_dir=True)
@@ -207,7 +207,7 @@ def _opened(entry: TreeEntry) -> IO[bytes]:
     return open(os.open(entry.leaf, flags, dir_fd=entry.directory_fd), "rb")
 
 
-def _plain_tar(packed: IO[bytes], undo: contextlib.ExitStack) -> IO[bytes] | None:
+def _plain_tar(packed: IO[bytes], scratch: Scratch, undo: contextlib.ExitStack) -> IO[bytes] | None:
     """The tar in a file, decompressed into a temporary one; None when it is no tar."""
     pieces = _decompressed(packed)
     plain = None
@@ -217,7 +217,7 @@ def _plain_tar(packed: IO[bytes], undo: contextlib.ExitStack) -> IO[bytes] | Non
             head += piece
         if not _is_tar(head[:_HEAD]):
             return None
-        plain = undo.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - closed with the step
+        plain = undo.enter_context(scratch.file())
         plain.write(head)
         size = len(head)
         for piece in pieces:

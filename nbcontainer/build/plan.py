@@ -107,11 +107,6 @@ def plan(dockerfile: Dockerfile, *, target: str, given: Mapping[str, str], platf
 
 def _planned(dockerfile: Dockerfile, stage: Stage, arguments: Mapping[str, str], platform: Platform) -> PlannedStage:
     base = expand(stage.base, arguments, escape=dockerfile.directives.escape).instruction
-    if not base.image:
-        raise stage.base.origin.error(
-            f"the image {stage.base.image} of FROM is empty once its arguments are put in; give the ARG a default or"
-            " --build-arg a value"
-        )
     chosen = platform
     if base.platform:
         try:

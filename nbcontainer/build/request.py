@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from nbcontainer.build.stage import StageState
     from nbcontainer.model import Digest, Mount
 
-__all__ = ["BuildNetwork", "BuildOptions", "BuildOutput", "BuiltStage", "ContextSource", "FailedStep"]
+__all__ = [
+    "BuildNetwork",
+    "BuildOptions",
+    "BuildOutput",
+    "BuiltStage",
+    "CacheSource",
+    "ContextSource",
+    "FailedStep",
+]
 
 BuildNetwork = Literal["default", "none", "host"]
 
@@ -37,11 +45,24 @@ class BuildOutput:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSource:
+    """An image whose record of steps is believed.
+
+    By name (``registry`` when one that is here does not count), or ``local`` by the path of an OCI layout: a folder, or
+    an archive as ``--output type=oci`` writes it.
+    """
+
+    kind: Literal["image", "registry", "local"]
+    place: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
     """What a person may ask of a build; empty means docker's default.
 
     `dockerfile` is its text, or None to read `dockerfile_name` in the context. `secrets` are values by id, `agents` are
-    sockets of ssh agents by id, `hosts` lines for ``/etc/hosts``. `epoch` is SOURCE_DATE_EPOCH in seconds.
+    sockets of ssh agents by id, `hosts` lines for ``/etc/hosts``. `epoch` is SOURCE_DATE_EPOCH in seconds. With
+    `inline_cache` the image tells its steps, for the `cache_from` of later builds.
     """
 
     context: ContextSource = field(default_factory=ContextSource)
@@ -60,6 +81,8 @@ class BuildOptions:
     hosts: tuple[str, ...] = ()
     epoch: int | None = None
     outputs: tuple[BuildOutput, ...] = ()
+    cache_from: tuple[CacheSource, ...] = ()
+    inline_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

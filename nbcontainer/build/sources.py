@@ -211,6 +211,26 @@ class FileTree:
         """Whether an ignored folder has something in it that is not."""
         return top.is_dir and any(entry.below for entry in self.entries([top], Selection(sources=())))
 
+    def above(self, tops: Sequence[Top], selection: Selection) -> list[list[Any]]:
+        """With --parents: the folders in the names of `tops`, each with what it is made with and the mode it has here.
+
+        That is [name, mode, uid, gid, mode of one that is there already]: BuildKit copies them, as it copies a folder.
+        """
+        found: dict[str, list[Any]] = {}
+        for top in tops if selection.parents else ():
+            if not top.path.endswith(top.name):  # it lies behind a link, and its folders here are others
+                continue
+            start, parts = top.path[: len(top.path) - len(top.name)], top.name.split("/")
+            for count in range(1, len(parts) + top.is_dir):
+                name = "/".join(parts[:count])
+                status = self._status(start + name) if name and name not in found else None
+                if status is not None and status.is_dir:
+                    owner = (status.st_uid, status.st_gid) if self.owned else (0, 0)
+                    chosen = selection.attributes(replace(status, st_uid=owner[0], st_gid=owner[1]))
+                    modes = stat.S_IMODE(chosen.st_mode), stat.S_IMODE(status.st_mode)
+                    found[name] = [name, modes[0], chosen.st_uid, chosen.st_gid, modes[1]]
+        return list(found.values())
+
     # --- finding ----------------------------------------------------------------------------------------------------
 
     def _real(self, path: str) -> str | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from nbcontainer.build.claims import FIELD
 from nbcontainer.dockerfile import instructions as i
 from nbcontainer.dockerfile.ports import exposed_ports
 from nbcontainer.errors import InvalidImage
@@ -26,6 +27,7 @@ __all__ = [
     "PROXIES",
     "UNKNOWN_TIME",
     "StageState",
+    "StepMade",
     "created_by_run",
     "scratch",
     "started_from",
@@ -48,13 +50,22 @@ def _empty() -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepMade:
+    """By which step a layer was made, and when."""
+
+    key: Digest
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageState:
     """A stage between two instructions.
 
     `document` has what an image config says beside its settings, layers and history. `arguments` are the ARGs in force;
     one that was declared and has no value is not among them; `later` are those that came after an ENV of their name.
     `reset_command` says that an ENTRYPOINT takes the inherited CMD away, because the stage has not set one itself.
-    `created` is when its last layer was made: a build that finds all its layers gives the same image again.
+    `created` is when its last layer was made: a build that finds all its layers gives the same image again. `steps` has
+    an entry for each layer, None for one of the base image.
     """
 
     platform: Platform
@@ -67,6 +78,7 @@ class StageState:
     later: frozenset[str] = frozenset()
     reset_command: bool = True
     created: str = UNKNOWN_TIME
+    steps: tuple[StepMade | None, ...] = ()
 
     @property
     def chain(self) -> Digest | None:
@@ -122,9 +134,17 @@ class StageState:
             entry["empty_layer"] = True
         return replace(self, history=(*self.history, entry))
 
-    def with_layer(self, layer: Descriptor, diff_id: Digest, created_by: str, *, created: str) -> StageState:
-        """With one layer more, and its line of history."""
-        grown = replace(self, layers=(*self.layers, layer), diff_ids=(*self.diff_ids, diff_id), created=created)
+    def with_layer(
+        self, layer: Descriptor, diff_id: Digest, created_by: str, *, created: str, key: Digest
+    ) -> StageState:
+        """With one layer more, which the step named `key` made, and its line of history."""
+        grown = replace(
+            self,
+            layers=(*self.layers, layer),
+            diff_ids=(*self.diff_ids, diff_id),
+            created=created,
+            steps=(*self.steps, StepMade(key=key, created=created)),
+        )
         return grown.remembering(created_by, empty=False)
 
     def resolved(self, path: str) -> str:
@@ -153,7 +173,7 @@ def scratch(platform: Platform) -> StageState:
 _NOT_INHERITED = frozenset({
     "architecture", "config", "container", "container_config", "created", "docker_version", "history", "id", "os",
     "os.version", "parent", "parent_id", "rootfs", "throwaway", "variant", "moby.buildkit.buildinfo.v1",
-    "moby.buildkit.cache.v0",
+    "moby.buildkit.cache.v0", FIELD,
 })  # fmt: skip
 """Fields of a base's config that its child has its own of, or that would be wrong of it."""
 
@@ -182,6 +202,7 @@ def started_from(config: Mapping[str, Any], layers: Sequence[Descriptor], diff_i
         layers=tuple(layers),
         diff_ids=tuple(diff_ids),
         history=tuple(each for each in config.get("history") or () if isinstance(each, dict)),
+        steps=(None,) * len(layers),
         created=str(config.get("created") or UNKNOWN_TIME),
     )
 

@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from nbcontainer.build.request import CacheSource
     from nbcontainer.images.image import Image
+    from nbcontainer.images.lent import LentImage
     from nbcontainer.images.unpack import Helper
     from nbcontainer.layers.snapshotter import Snapshotter
     from nbcontainer.model import Digest, ExitReason, Listener, Mount, MountedFile, NetworkMode
+    from nbcontainer.registry import Interrupt
     from nbcontainer.store import ContentStore, RefStore
 
 __all__ = ["Job", "Ran", "Workshop"]
@@ -97,6 +100,11 @@ class Workshop(Protocol):
 
     def image(self, name: str, platform: str, *, fresh: bool, listener: Listener) -> Image:
         """An image to build upon, unpacked; `fresh` asks the registry even when it is here."""
+
+    def lent(
+        self, source: CacheSource, platform: str, *, fresh: bool, interrupt: Interrupt, listener: Listener
+    ) -> LentImage:
+        """An image that steps may be borrowed of; with `fresh` the registry is asked even when it is here."""
 
     def run(self, job: Job, output: Callable[[Output, bytes], None]) -> AbstractContextManager[Ran]:
         """Run a job to its end. Raises `ContainerStartError` when it cannot be started."""

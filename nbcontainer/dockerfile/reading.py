@@ -241,6 +241,14 @@ def _from(reader: _Reader) -> Instruction:
 
 
 def _run(reader: _Reader) -> Instruction:
+    device = next((flag for flag in reader.flags if flag.name == "device"), None)
+    if device is not None:
+        raise reader.line.error(
+            "RUN --device asks for devices of the machine (CDI), and no build gets any here; leave it out, and give the"
+            " device to the container that runs the image",
+            device.offset,
+            device.width,
+        )
     options = reader.options("mount network security", repeated=("mount",))
     flags = [flag for flag in reader.flags if flag.name == "mount"]
     mounts = []

@@ -14,15 +14,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
 
+from nbcontainer.errors import InvalidOption
 from nbcontainer.runtime.groups import Verdict
+from nbcontainer.runtime.inputs import Asking, FileSource, Source
 from nbcontainer.runtime.supervisor import supervise
 
 if TYPE_CHECKING:
     from nbcontainer.engine.session import Session
     from nbcontainer.runtime.connection import Connection
+    from nbcontainer.runtime.driver import Window
     from nbcontainer.runtime.supervisor import Outcome, Sink
 
-__all__ = ["Heard", "Kept", "OutputSink", "Talk", "attend"]
+__all__ = ["Heard", "Input", "Kept", "OutputSink", "Starter", "Talk", "attend", "check_input"]
+
+Input = bytes | BinaryIO | Source | Asking | None
+"""What a command can be given: bytes, an open file that it reads itself, somebody's terminal, somebody to ask."""
+Starter = Callable[[tuple[int, int, int], "Window"], "Connection"]
+"""Starts a command with these standard streams, or with a terminal of that size."""
 
 OutputSink = Callable[[Literal["stdout", "stderr"], bytes], None]
 """Called in the calling thread with each piece of output as it arrives."""
@@ -80,35 +88,50 @@ class Heard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Talk:
-    """What is said and listened to: input, where output goes, and for how long (seconds)."""
+    """What is said and listened to: input, where output goes, and for how long (seconds).
 
-    stdin: bytes | BinaryIO | None
+    With a `terminal` the command's streams are one of its own, and not pipes.
+    """
+
+    stdin: Input
     sink: Sink
     timeout: float | None
     grace: float
+    terminal: bool = False
+
+
+def check_input(stdin: Input, *, terminal: bool) -> None:
+    """Refuse input that a terminal cannot have; to be asked before anything is begun."""
+    if terminal and stdin is not None and not isinstance(stdin, Source):
+        raise InvalidOption(
+            "the input is not a terminal, so it cannot be typed on the container's: leave -t away to pass it on as it"
+            " is, or -i to have no input"
+        )
 
 
 def attend(
     session: Session,
     talk: Talk,
-    start: Callable[[tuple[int, int, int]], Connection],
+    start: Starter,
     *,
     on_started: Callable[[], None] = lambda: None,
     on_accepted: Callable[[int], None] = lambda _: None,
     on_running: Callable[[], None] = lambda: None,
 ) -> tuple[Outcome, Verdict]:
-    """Start a command with pipes of its own, pump them until it is over; how it ended, and what its limits did.
+    """Start a command with streams of its own, pump them until it is over; how it ended, and what its limits did.
 
     `on_started` is called when the request is out, `on_accepted` with the pid when there is a process, `on_running`
     when that executes the command.
     """
+    if talk.terminal:
+        return _attend_terminal(talk, start, on_started=on_started, on_accepted=on_accepted, on_running=on_running)
     with contextlib.ExitStack() as undo:
         out_read, out_write = _pipe(undo)
         err_read, err_write = _pipe(undo)
         for end in (out_write, err_write):
             session.adopt(end.number)
         given = _input(talk.stdin, undo)
-        connection = start((given.reader.number, out_write.number, err_write.number))
+        connection = start((given.reader.number, out_write.number, err_write.number), None)
         undo.callback(connection.close)
         for theirs in (given.reader, out_write, err_write):
             theirs.close()
@@ -122,6 +145,37 @@ def attend(
             stdin=given.writer.release() if given.writer else -1,
             feed=given.feed,
             source=given.source,
+            asking=talk.stdin if isinstance(talk.stdin, Asking) else None,
+            sink=talk.sink,
+            on_accepted=on_accepted,
+            on_running=on_running,
+            timeout=talk.timeout,
+            grace=talk.grace,
+        )
+        return outcome, connection.resources.verdict() if connection.resources else Verdict()
+
+
+def _attend_terminal(
+    talk: Talk,
+    start: Starter,
+    *,
+    on_started: Callable[[], None],
+    on_accepted: Callable[[int], None],
+    on_running: Callable[[], None],
+) -> tuple[Outcome, Verdict]:
+    """The same with a terminal, which comes from the container when the command has been started."""
+    source = talk.stdin if isinstance(talk.stdin, Source) else None
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        connection = start((null, null, null), source.window() if source else None)
+    finally:
+        os.close(null)
+    with contextlib.closing(connection):
+        on_started()
+        outcome = supervise(
+            connection,
+            source=source,
+            terminal=True,
             sink=talk.sink,
             on_accepted=on_accepted,
             on_running=on_running,
@@ -160,24 +214,28 @@ class _Input:
     reader: _End
     writer: _End | None = None
     feed: bytes = b""
-    source: int = -1
+    source: Source | None = None
 
 
-def _input(stdin: bytes | BinaryIO | None, undo: contextlib.ExitStack) -> _Input:
-    """A file is read by us and goes through a pipe: from a descriptor of it the container could open it for writing."""
-    if isinstance(stdin, bytes):
+def _input(stdin: Input, undo: contextlib.ExitStack) -> _Input:
+    """A file is read by us and goes through a pipe: from a descriptor of it the container could open it for writing.
+
+    So is a terminal: with a descriptor of it the container could change its settings, read what is typed to others, or
+    write to it.
+    """
+    if isinstance(stdin, (bytes, Asking)):
         reader, writer = _pipe(undo)
-        return _Input(reader=reader, writer=writer, feed=stdin)
-    if stdin is not None and not _can_be_shared(stdin.fileno()):
+        return _Input(reader=reader, writer=writer, feed=stdin if isinstance(stdin, bytes) else b"")
+    if stdin is not None and (isinstance(stdin, Source) or not _can_be_shared(stdin.fileno())):
         reader, writer = _pipe(undo)
-        return _Input(reader=reader, writer=writer, source=stdin.fileno())
-    source = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if stdin is None else os.dup(stdin.fileno())
-    end = _End(source)
+        source = stdin if isinstance(stdin, Source) else FileSource(stdin.fileno())
+        return _Input(reader=reader, writer=writer, source=source)
+    end = _End(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) if stdin is None else os.dup(stdin.fileno()))
     undo.callback(end.close)
     return _Input(reader=end)
 
 
 def _can_be_shared(descriptor: int) -> bool:
-    """Whether it leads to no file on a disk: a pipe, a socket, a terminal."""
+    """Whether it leads to no file on a disk, and to nobody's terminal: a pipe, a socket, the null device."""
     mode = os.fstat(descriptor).st_mode
-    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode)
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or (stat.S_ISCHR(mode) and not os.isatty(descriptor))

@@ -8,11 +8,12 @@ import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from nbcontainer.build.request import BuildOptions, BuildOutput
+from nbcontainer.build.request import BuildOptions, BuildOutput, CacheSource
 from nbcontainer.engine import tables
 from nbcontainer.engine.command_line import Option, Positional, Verb, read_duration, read_platform
 from nbcontainer.engine.door import SecretSource, TypedBuild
 from nbcontainer.errors import InvalidInput, InvalidOption, NotFound
+from nbcontainer.model import Reference
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -44,6 +45,8 @@ def _build(session: Session, arguments: Namespace) -> object:
         hosts=arguments.add_host,
         epoch=_epoch(given.get("SOURCE_DATE_EPOCH") or os.environ.get("SOURCE_DATE_EPOCH", "")),
         outputs=arguments.output,
+        cache_from=arguments.cache_from,
+        inline_cache=bool(arguments.cache_to),
     )
     return session.build(
         TypedBuild(
@@ -214,6 +217,29 @@ def _read_output(text: str) -> BuildOutput:
     return BuildOutput(kind=kind, destination=fields["dest"])
 
 
+def _read_cache_source(text: str) -> CacheSource:
+    written = text if "=" in text else f"type=image,ref={text}"
+    fields = _fields("--cache-from", written, ("type", "ref", "src"))
+    kind, ref, src = fields.get("type", ""), fields.get("ref", ""), fields.get("src", "")
+    if kind in {"image", "registry"} and ref and not src:
+        Reference.parse(ref)
+        return CacheSource(kind="image" if kind == "image" else "registry", place=ref)
+    if kind == "local" and src and not ref:
+        return CacheSource(kind="local", place=src)
+    raise InvalidOption(
+        f"--cache-from {text!r} cannot be used here; write NAME, type=registry,ref=NAME or type=local,src=PATH"
+    )
+
+
+def _read_cache_target(text: str) -> str:
+    if text not in {"inline", "type=inline"}:
+        raise InvalidOption(
+            f"--cache-to {text}: a cache is written into the image and nowhere else; write --cache-to type=inline, and"
+            " push the image or keep it with --output type=oci"
+        )
+    return text
+
+
 def _read_name(what: str, pattern: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -250,6 +276,21 @@ BUILD_VERBS: tuple[Verb, ...] = (
             ),
             Option(flags=("--target",), metavar="STAGE", help="build this stage, by name or number"),
             Option(flags=("--no-cache",), help="make every step again"),
+            Option(
+                flags=("--cache-from",),
+                metavar="IMAGE",
+                many=True,
+                help="take steps over that this image has a record of: NAME, type=registry,ref=NAME or"
+                " type=local,src=PATH (an OCI layout or archive); you believe whoever made it",
+                read=_read_cache_source,
+            ),
+            Option(
+                flags=("--cache-to",),
+                metavar="type=inline",
+                many=True,
+                help="put a record of its steps into the image, for --cache-from",
+                read=_read_cache_target,
+            ),
             Option(flags=("--pull",), help="ask the registry for base images even when they are here"),
             Option(
                 flags=("--platform",),
@@ -312,8 +353,6 @@ BUILD_VERBS: tuple[Verb, ...] = (
             Option(flags=("--load",), refusal=_NOT_NEEDED),
             Option(flags=("--push",), refusal="pushing is not there yet"),
             Option(flags=("--squash",), refusal="layers are not joined here; build in stages and COPY --from"),
-            Option(flags=("--cache-from",), metavar="IMAGE", refusal="caches of registries are not there yet"),
-            Option(flags=("--cache-to",), metavar="PLACE", refusal="caches of registries are not there yet"),
         ),
         examples=(
             "build -t app .",

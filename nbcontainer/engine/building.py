@@ -13,11 +13,13 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from nbcontainer.build.cache import BuildCache
+from nbcontainer.build.claims import with_claims
 from nbcontainer.build.context import opened
 from nbcontainer.build.executor import Executor
 from nbcontainer.build.failure import FailedStepStore
 from nbcontainer.build.making import Maker
 from nbcontainer.build.outputs import aside, checked_tags, named_image, write_archive, write_folder
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.dockerfile.lint import lint
 from nbcontainer.dockerfile.parser import parse
 from nbcontainer.engine.workshop import EngineWorkshop
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from nbcontainer.model import Digest, Listener, Mount
 
 __all__ = ["build", "build_lease", "clear_build_cache", "failed_config", "failed_mounts", "failed_step"]
+
+_TRUE = frozenset({"1", "t", "T", "true", "True", "TRUE"})
+"""As Go reads a boolean, which is what docker does with the build argument."""
 
 
 def _folder(session: Session) -> str:
@@ -63,7 +68,9 @@ def build(
     failures.forget()
     with contextlib.suppress(NbcontainerError):  # what a killed build has half unpacked; else the next one
         session.snapshots.reap()
-    with opened(options.context) as whole, EngineWorkshop(session, pull) as workshop:
+    scratch = Scratch(_folder(session))
+    scratch.sweep()
+    with opened(options.context, scratch) as whole, EngineWorkshop(session, pull) as workshop:
         dockerfile, context = _read(options, whole)
         _warn(dockerfile, context, listener)
         cache = BuildCache(workshop.folder, session.content, session.snapshots)
@@ -78,13 +85,16 @@ def build(
             listener=listener,
         )
         try:
-            built = executor.run(dockerfile)
+            with contextlib.closing(executor.borrowed):
+                built = executor.run(dockerfile)
         finally:
             if executor.failed is not None:
                 failures.put(executor.failed)
         state = built.state
         if options.labels:
             state = state.setting(Labels={**(state.options.get("Labels") or {}), **options.labels})
+        if options.inline_cache or options.arguments.get("BUILDKIT_INLINE_CACHE") in _TRUE:
+            state = with_claims(state)
         checked_config(state.config())
         image = named_image(workshop, state, names)
         for output in options.outputs:

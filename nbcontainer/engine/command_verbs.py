@@ -18,9 +18,11 @@ from nbcontainer.engine.command_line import (
     read_environment,
 )
 from nbcontainer.engine.door import TypedExec, TypedStart
+from nbcontainer.engine.service_verbs import DETACH_KEYS_OPTION
 from nbcontainer.engine.tables import Message
 from nbcontainer.errors import InvalidOption
 from nbcontainer.model import ExecOptions
+from nbcontainer.runtime.console import DETACH_KEYS
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -49,6 +51,7 @@ def _exec(session: Session, arguments: Namespace) -> object:
         user=arguments.user or "",
         timeout=arguments.timeout,
         detached=arguments.detach,
+        terminal=arguments.tty,
     )
     return session.execute(
         TypedExec(
@@ -61,6 +64,7 @@ def _exec(session: Session, arguments: Namespace) -> object:
             raise_error=not arguments.no_raise_error,
             expand=arguments.expand,
             interactive=arguments.interactive,
+            detach_keys=arguments.detach_keys or DETACH_KEYS,
         )
     )
 
@@ -97,6 +101,7 @@ def _typed_start(
         err=arguments.err or "",
         raise_error=not arguments.no_raise_error,
         interactive=arguments.interactive,
+        detach_keys=arguments.detach_keys or DETACH_KEYS,
         attach=attach,
     )
 
@@ -148,7 +153,6 @@ GRACE = Option(
     help="how long to wait before everything is ended: seconds, or 1m30s; 10 is the default, 0 does not wait",
     read=_read_grace,
 )
-_NO_TERMINAL = "a cell has no terminal to type into; put the commands into the cell, under %%container IMAGE"
 CELL_OPTIONS: tuple[Option, ...] = (
     Option(
         flags=("-s", "--shell"),
@@ -186,12 +190,18 @@ CELL_OPTIONS: tuple[Option, ...] = (
 """What a cell adds: who runs its text, where its output goes, what happens when it fails."""
 _RESULT_OPTIONS = tuple(option for option in CELL_OPTIONS if option.name in {"out", "err", "no_raise_error"})
 RAISING: tuple[Option, ...] = tuple(option for option in CELL_OPTIONS if option.name == "no_raise_error")
-TERMINAL_OPTIONS: tuple[Option, ...] = (
-    Option(flags=("-i", "--interactive"), door="terminal", help="pass standard input to the command"),
-    Option(flags=("-i", "--interactive"), door="notebook", refusal=_NO_TERMINAL),
-    Option(flags=("-t", "--tty"), door="notebook", refusal=_NO_TERMINAL),
-    Option(flags=("-t", "--tty"), door="terminal", refusal="terminals are not there yet; -i passes standard input"),
+_INTERACTIVE: tuple[Option, ...] = (
+    Option(
+        flags=("-i", "--interactive"),
+        help="pass standard input to the command; in a cell, ask for what it reads in the input box",
+    ),
+    DETACH_KEYS_OPTION,
 )
+TERMINAL_OPTIONS: tuple[Option, ...] = (
+    *_INTERACTIVE,
+    Option(flags=("-t", "--tty"), help="give the command a terminal; with -i, one to type into, in a notebook too"),
+)
+"""How a command is talked to."""
 
 EXEC = Verb(
     name="exec",
@@ -215,7 +225,12 @@ EXEC = Verb(
         *TERMINAL_OPTIONS,
         Option(flags=("--privileged",), refusal="a command has the rights of its container; start that with --cap-add"),
     ),
-    examples=("exec work ls -l /out", "exec -u nobody -w /tmp work sh -c 'echo $PWD'", "exec -d work nginx"),
+    examples=(
+        "exec work ls -l /out",
+        "exec -it work bash",
+        "exec -u nobody -w /tmp work sh -c 'echo $PWD'",
+        "exec -d work nginx",
+    ),
 )
 
 _KEPT = Positional(name="CONTAINER", help="a name or an id of one that was kept", completes="container")
@@ -236,7 +251,7 @@ COMMAND_VERBS: tuple[Verb, ...] = (
             Option(flags=("-d", "--detach"), help="let it run on behind, also if it did not before"),
             TIMEOUT,
             *_RESULT_OPTIONS,
-            *TERMINAL_OPTIONS,
+            *_INTERACTIVE,
         ),
         examples=("start work", "start -a web"),
     ),
@@ -251,7 +266,7 @@ COMMAND_VERBS: tuple[Verb, ...] = (
             Option(flags=("-t", "--time"), metavar="TIME", help="as the -t of stop", read=_read_grace),
             TIMEOUT,
             *_RESULT_OPTIONS,
-            *(option for option in TERMINAL_OPTIONS if "-t" not in option.flags),
+            *_INTERACTIVE,
         ),
         examples=("restart -t 2 work",),
     ),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from nbcontainer.build.request import BuildOptions
 from nbcontainer.model import ExecOptions, RunOptions
+from nbcontainer.runtime.console import DETACH_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "TypedRun",
     "TypedStart",
     "hints",
+    "input_hint",
     "network_hint",
     "owner_hint",
     "worded",
@@ -67,6 +69,7 @@ class TypedRun:
     raise_error: bool = True
     expand: bool = False
     interactive: bool = False
+    detach_keys: bytes = DETACH_KEYS
     failed: FailedState = ""
     behind: Literal["", "start", "create"] = ""
 
@@ -109,6 +112,7 @@ class TypedExec:
     raise_error: bool = True
     expand: bool = False
     interactive: bool = False
+    detach_keys: bytes = DETACH_KEYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +130,7 @@ class TypedStart:
     err: str = ""
     raise_error: bool = True
     interactive: bool = False
+    detach_keys: bytes = DETACH_KEYS
     attach: bool = False
 
 
@@ -136,6 +141,7 @@ class TypedAttach:
     container: str
     stdin: bool = True
     pass_signals: bool = True
+    detach_keys: bytes = DETACH_KEYS
     raise_error: bool = True
 
 
@@ -223,7 +229,29 @@ def owner_hint(image: str, stderr: str, *, root: bool) -> str:
     return "on the host image, files of this machine that are not yours are read-only"
 
 
-def hints(image: str, stderr: str, network: NetworkMode | None) -> tuple[str, ...]:
+_NO_INPUT = re.compile(r"^EOFError: EOF when reading a line", re.MULTILINE)
+_NO_TERMINAL = re.compile(
+    r"(?:input|output|stdin|stdout) is not (?:from |to )?a (?:terminal|tty)|not a tty\b|/dev/tty: no such device",
+    re.IGNORECASE,
+)
+
+
+def input_hint(stderr: str, *, interactive: bool, terminal: bool) -> str:
+    """The sentence for a command that looked for input or for a terminal and had none, else ""."""
+    if not terminal and _NO_TERMINAL.search(stderr):
+        return "the command looks for a terminal; -it gives it one"
+    if not interactive and _NO_INPUT.search(stderr):
+        return "the command reads its input and has none; with -i, a cell asks for it and a terminal passes it on"
+    return ""
+
+
+def hints(
+    image: str, stderr: str, network: NetworkMode | None, *, interactive: bool = False, terminal: bool = False
+) -> tuple[str, ...]:
     """Every sentence that may help after a run that wrote `stderr`."""
-    found = (network_hint(stderr, network), owner_hint(image, stderr, root=os.geteuid() == 0))
+    found = (
+        network_hint(stderr, network),
+        owner_hint(image, stderr, root=os.geteuid() == 0),
+        input_hint(stderr, interactive=interactive, terminal=terminal),
+    )
     return tuple(hint for hint in found if hint)

@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer.engine import files, host_image, resources
-from nbcontainer.engine.attending import OutputSink
+from nbcontainer.engine.attending import Input, OutputSink
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage, tree_size
 from nbcontainer.engine.executing import ExecRequest, execute
@@ -93,9 +93,13 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import ContainerRecords, Record
     from nbcontainer.images.image import Image
     from nbcontainer.images.library import Library
+    from nbcontainer.runtime.inputs import Source
     from nbcontainer.store import Volume
 
 __all__ = ["Engine", "OutputSink"]
+
+_REMOVAL_PATIENCE = 2.0
+"""Seconds a removal waits for builds and pulls to end before it takes only names away."""
 
 
 class Engine:
@@ -190,15 +194,25 @@ class Engine:
         """Take a name away; with the last one go the content and the layers that nothing else needs.
 
         An image id takes all its names away, if `force` or there is only one. Raises `Conflict` when a container uses
-        it.
+        it. A build or pull may go on for minutes and nothing can be collected meanwhile: then only the names go.
         """
         from nbcontainer.engine import building
 
         if image == host_image.HOST_IMAGE:
             raise InvalidInput("the host image is this machine's own root; there is nothing to remove")
-        with lock_store(self.settings.root, shared=False):
-            lease = building.build_lease(self._connect())
+        session = self._connect()
+        lock = lock_store(self.settings.root, shared=False, timeout=_REMOVAL_PATIENCE)
+        try:
+            lock.acquire()
+        except Conflict:
+            with lock_store(self.settings.root, shared=True):
+                removal = self._library.untag(image, force=force, used=self._chains_in_use())
+            return RemovedImage(untagged=removal.untagged, deleted=(), freed=0, deferred=bool(removal.deleted))
+        try:
+            lease = building.build_lease(session)
             removal = self._library.remove(image, force=force, used=self._chains_in_use(), lease=lease)
+        finally:
+            lock.release()
         return RemovedImage(untagged=removal.untagged, deleted=removal.deleted, freed=removal.freed)
 
     # --- containers -------------------------------------------------------------------------------------------------
@@ -211,7 +225,7 @@ class Engine:
         options: RunOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         listener: Listener = ignore,
         check: bool = False,
@@ -220,11 +234,12 @@ class Engine:
         """Run a command, or the text of a cell, in a fresh container of `image` and wait for its end.
 
         `argv` replaces the image's command; `script` is run by its ``#!`` line, by `shell` or by ``/bin/sh``. `stdin`
-        is fed to it: bytes, or an open file that it reads itself. With `output` the result keeps only the last 64 KiB
-        of each stream. Ctrl-C ends every process of the container. With `check` a bad end raises `ContainerExit` (or
-        its children `ContainerTimeout`, `ContainerInterrupted`); a container that cannot start always raises
-        `ContainerStartError`. With `failed` it runs where the failed step of the last build stood, before or after it,
-        and `image` says nothing.
+        is fed to it: bytes, an open file that it reads itself, a `Source` or `Asking` (`nbcontainer.runtime.inputs`).
+        Where the options give it a terminal, that can only be a `Source`, typed on it. With `output` the result keeps
+        only the last 64 KiB of each stream. Ctrl-C ends every process of the container. With `check` a bad end raises
+        `ContainerExit` (or its children `ContainerTimeout`, `ContainerInterrupted`); a container that cannot start
+        always raises `ContainerStartError`. With `failed` it runs where the failed step of the last build stood, before
+        or after it, and `image` says nothing.
         """
         options = options or RunOptions()
         if script is not None and argv:
@@ -267,7 +282,7 @@ class Engine:
         container: str,
         *,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -294,7 +309,7 @@ class Engine:
         *,
         grace: float | None = None,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -385,14 +400,15 @@ class Engine:
         container: str,
         *,
         start: bool = False,
-        stdin: BinaryIO | None = None,
+        stdin: BinaryIO | Source | None = None,
         output: OutputSink,
         pass_signals: bool = False,
         check: bool = False,
     ) -> RunResult:
         """Show what a container that runs on behind writes from now on, until it ends; with `start`, start it first.
 
-        What can be read from `stdin` is passed to it if it was started with its input open. With `pass_signals` Ctrl-C
+        What can be read from `stdin` is passed to it if it was started with its input open; one with a terminal takes a
+        `Source` only (`nbcontainer.runtime.inputs`), typed on that. With `pass_signals` Ctrl-C
         goes to the container; else it ends this call alone. With `check` a bad end raises `ContainerExit`.
         """
         from nbcontainer.engine import services
@@ -441,7 +457,7 @@ class Engine:
         options: ExecOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:

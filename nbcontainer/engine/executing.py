@@ -13,27 +13,26 @@ import secrets
 import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from nbcontainer._linux import identity
-from nbcontainer.engine.attending import Heard, Talk, attend
+from nbcontainer.engine.attending import Heard, Talk, attend, check_input
 from nbcontainer.engine.ending import Told
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
 from nbcontainer.engine.saved import spec_of
 from nbcontainer.errors import InvalidOption
 from nbcontainer.model import RunResult
-from nbcontainer.runtime.bundle import interpreter, merged_environment
+from nbcontainer.runtime.bundle import interpreter, merged_environment, terminal_default
 from nbcontainer.runtime.protocol import Exited, Failed, Started
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.attending import Input, OutputSink, Starter
     from nbcontainer.engine.lifecycle import Lifecycle
     from nbcontainer.engine.records import Stored
     from nbcontainer.engine.session import Session
     from nbcontainer.model import ContainerSpec, ExecOptions
     from nbcontainer.runtime.connection import Connection
+    from nbcontainer.runtime.driver import Window
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["ExecRequest", "execute"]
@@ -51,7 +50,7 @@ class ExecRequest:
     options: ExecOptions
     script: bytes | None
     shell: tuple[str, ...]
-    stdin: bytes | BinaryIO | None
+    stdin: Input
     output: OutputSink | None
 
 
@@ -59,18 +58,25 @@ def execute(session: Session, lifecycle: Lifecycle, request: ExecRequest, *, gra
     """Run the command beside the container's own and wait for its end, unless it is detached."""
     started = time.monotonic()
     options = request.options
+    check_input(request.stdin, terminal=options.terminal)
+    if options.detached and options.terminal:
+        raise InvalidOption("a command that nobody waits for has nobody at its terminal; leave -t or -d away")
     with lifecycle.command_of(request.container) as (stored, process):
         path = f"{_FOLDER}/cell.{secrets.token_hex(8)}" if request.script is not None else ""
         spec = _spec(stored, request, path)
         ran = Ran(id=stored.id, image=str(stored.fields.get("image", "")), argv=spec.argv, started=started, joined=True)
 
-        def start(stdio: tuple[int, int, int]) -> Connection:
-            return session.runtime.visit(spec, process, stdio, script_path=path, detached=options.detached)
+        def start(stdio: tuple[int, int, int], window: Window) -> Connection:
+            return session.runtime.visit(
+                spec, process, stdio, script_path=path, detached=options.detached, window=window
+            )
 
         if options.detached:
             return _let_go(ran, request.container, start)
         heard = Heard(request.output, None)
-        talk = Talk(stdin=request.stdin, sink=heard.take, timeout=options.timeout, grace=grace)
+        talk = Talk(
+            stdin=request.stdin, sink=heard.take, timeout=options.timeout, grace=grace, terminal=options.terminal
+        )
         outcome, verdict = attend(session, talk, start)
         told = _told(request.container, outcome, process.first)
         result = result_of(
@@ -102,17 +108,20 @@ def _spec(stored: Stored, request: ExecRequest, script_path: str) -> ContainerSp
         spec,
         argv=argv,
         script=request.script,
-        environment=tuple(merged_environment(spec.environment, options.environment)),
+        environment=tuple(
+            merged_environment(terminal_default(spec.environment, terminal=options.terminal), options.environment)
+        ),
+        terminal=options.terminal,
         working_directory=directory,
         user=options.user or spec.user,
     )
 
 
-def _let_go(ran: Ran, container: str, start: Callable[[tuple[int, int, int]], Connection]) -> RunResult:
+def _let_go(ran: Ran, container: str, start: Starter) -> RunResult:
     """Start a command that nobody listens to, and see that it did start."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        connection = start((null, null, null))
+        connection = start((null, null, null), None)
     finally:
         os.close(null)
     try:

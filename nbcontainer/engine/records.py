@@ -96,11 +96,11 @@ class Stored:
             pid=fields.get("pid") if state == "running" else None,
             started=fields.get("started"),
             title=str(fields.get("title", "")),
-            service=self.service,
-            health=str(health.get("status", "")) if isinstance(health, dict) and state == "running" else "",
             labels=fields.get("labels") or {},
             chain=str(fields.get("chain", "")),
             mounted=mounted(fields),
+            service=self.service,
+            health=str(health.get("status", "")) if isinstance(health, dict) and state == "running" else "",
         )
 
     @property

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbcontainer.engine.attending import Heard, Talk, attend
+from nbcontainer.engine.attending import Heard, Talk, attend, check_input
 from nbcontainer.engine.ending import Note
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
@@ -33,15 +33,15 @@ from nbcontainer.runtime.limits import check_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import BinaryIO
 
-    from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.attending import Input, OutputSink
     from nbcontainer.engine.ending import Told
     from nbcontainer.engine.records import Record, Stored
     from nbcontainer.engine.session import Session
     from nbcontainer.engine.successors import Kind
     from nbcontainer.model import ContainerId, ContainerSpec, Mount, RunResult
     from nbcontainer.runtime.connection import Connection
+    from nbcontainer.runtime.driver import Window
     from nbcontainer.runtime.supervisor import Outcome
 
 __all__ = ["Placed", "RunRequest", "Subject", "carry_out", "place", "place_again", "resolv_conf"]
@@ -59,7 +59,7 @@ class RunRequest:
     options: RunOptions
     script: bytes | None
     shell: tuple[str, ...]
-    stdin: bytes | BinaryIO | None
+    stdin: Input
     output: OutputSink | None
     on_running: Callable[[], None] = lambda: None
 
@@ -115,6 +115,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
     started = time.monotonic()
     options = request.options
     check_limits(options.limits, frozenset(os.sched_getaffinity(0)))
+    check_input(request.stdin, terminal=options.terminal)
     keep = not options.remove if options.remove is not None else bool(options.name)
     keep = keep or options.service is not None  # its monitor throws it away
     wanted = wanted_volumes(options, subject.config)
@@ -168,7 +169,7 @@ def place_again(
     stored: Stored,
     *,
     timeout: float | None,
-    stdin: bytes | BinaryIO | None,
+    stdin: Input,
     output: OutputSink | None,
     record: Record | None = None,
 ) -> tuple[RunRequest, Placed]:
@@ -179,6 +180,7 @@ def place_again(
     started = time.monotonic()
     spec = spec_of(stored)
     check_limits(spec.limits, frozenset(os.sched_getaffinity(0)))
+    check_input(stdin, terminal=spec.terminal)
     volumes = found_again(session, stored)
     for mount in spec.mounts:
         if mount.kind == "bind" and mount.target not in volumes:
@@ -304,9 +306,9 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
     heard = Heard(request.output, record)
     deaths = session.runtime.deaths
 
-    def start(stdio: tuple[int, int, int]) -> Connection:
+    def start(stdio: tuple[int, int, int], window: Window) -> Connection:
         try:
-            return session.runtime.start(spec, stdio)
+            return session.runtime.start(spec, stdio, window=window)
         except BaseException:
             placed.discard()
             raise
@@ -315,7 +317,7 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
     try:
         outcome, verdict = attend(
             session,
-            Talk(stdin=request.stdin, sink=heard.take, timeout=timeout, grace=grace),
+            Talk(stdin=request.stdin, sink=heard.take, timeout=timeout, grace=grace, terminal=spec.terminal),
             start,
             on_started=lambda: _announce_successor(session, request, placed),
             on_running=request.on_running,

@@ -16,6 +16,7 @@ from nbcontainer.engine.restarting import read_restart_policy
 from nbcontainer.engine.views import ContainerDetail
 from nbcontainer.errors import InvalidOption, NotFound
 from nbcontainer.model import HealthCheck, LogLimits, ServiceOptions
+from nbcontainer.runtime.console import DETACH_KEYS, read_detach_keys
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -81,6 +82,13 @@ def _read_tail(text: str) -> int | None:
     return int(text)
 
 
+DETACH_KEYS_OPTION = Option(
+    flags=("--detach-keys",),
+    metavar="KEYS",
+    door="terminal",
+    help="what is typed to leave a terminal and let the container run on; ctrl-p,ctrl-q is the default",
+    read=read_detach_keys,
+)
 DETACH = Option(
     flags=("-d", "--detach", "--bg"),
     help="let it run on behind, and outlive this notebook or terminal; see logs, attach, stop",
@@ -170,6 +178,7 @@ def _attach(session: Session, arguments: Namespace) -> object:
             container=arguments.container,
             stdin=not arguments.no_stdin,
             pass_signals=arguments.sig_proxy != "false",
+            detach_keys=arguments.detach_keys or DETACH_KEYS,
             raise_error=not arguments.no_raise_error,
         )
     )
@@ -234,7 +243,8 @@ def service_verbs(raising: Sequence[Option]) -> tuple[Verb, ...]:
             summary="Show what a container that runs on behind writes, until it ends",
             description=(
                 "From now on: logs shows what was before. In a terminal, Ctrl-C goes to the container and what is typed"
-                " too, if it was started with -i. In a notebook, interrupting the cell leaves the container alone."
+                " too, if it was started with -i; of one that has a terminal (-it), Ctrl-P Ctrl-Q leaves it. In a"
+                " notebook that opens a terminal, and else interrupting the cell leaves the container alone."
             ),
             handler=_attach,
             positionals=(_RUNNING,),
@@ -247,6 +257,7 @@ def service_verbs(raising: Sequence[Option]) -> tuple[Verb, ...]:
                     door="terminal",
                     help="whether Ctrl-C goes to the container; true is the default",
                 ),
+                DETACH_KEYS_OPTION,
                 *raising,
             ),
             examples=("attach web",),

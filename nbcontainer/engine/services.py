@@ -18,11 +18,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, get_args
 
+from nbcontainer._linux.terminals import is_master, set_window_size
 from nbcontainer.engine import control
 from nbcontainer.engine.logs import LogFollower, last_lines, within
 from nbcontainer.engine.monitor.process import Handover
-from nbcontainer.errors import Conflict, NbcontainerError, UnsupportedHost
+from nbcontainer.errors import Conflict, InvalidOption, NbcontainerError, UnsupportedHost
 from nbcontainer.model import ExitReason, RunResult
+from nbcontainer.runtime.inputs import FileSource, Source
 from nbcontainer.runtime.launcher import child_environment, error_from
 from nbcontainer.runtime.protocol import Failed
 
@@ -42,6 +44,8 @@ _COMPLAINTS = "monitor.err"
 _KEPT_VARIABLES = ("HOME", "JUPYTER_RUNTIME_DIR")
 """What the `host` image is made of depends on: where the person's secrets are."""
 _CHUNK = 1 << 16
+_ECHO = 0.005
+_ECHOES = 20
 
 
 def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
@@ -148,7 +152,7 @@ def attach(
     stored: Stored,
     *,
     begin: Callable[[], object] | None,
-    stdin: BinaryIO | None,
+    stdin: BinaryIO | Source | None,
     output: OutputSink,
     pass_signals: bool,
 ) -> RunResult:
@@ -175,10 +179,20 @@ def attach(
             stdin = None
         rest: Callable[[float], None] = time.sleep
         if stdin is not None:
-            _, fds = control.ask(stored.directory, "attach")
+            answer, fds = control.ask(stored.directory, "attach")
             for fd in fds:
                 undo.callback(os.close, fd)
-                rest = _Typing(stdin.fileno(), fd).rest
+            source = stdin if isinstance(stdin, Source) else FileSource(stdin.fileno())
+            terminal = bool(answer.get("terminal"))
+            if terminal and source.fileno() >= 0 and not isinstance(stdin, Source):
+                raise InvalidOption(
+                    f"container {name} has a terminal, and the input here is none to type on it; attach --no-stdin"
+                    " shows what it writes"
+                )
+            if fds:
+                undo.callback(source.end)
+                _begin(source, fds[0], terminal=terminal)
+                rest = _Typing(source, fds[0]).rest
         life = look().fields.get("started")
 
         def is_over() -> bool:
@@ -215,26 +229,51 @@ def _reason(text: str) -> ExitReason:
     return text if text in get_args(ExitReason) else "stopped" if text else "exited"  # type: ignore[return-value]
 
 
+def _begin(source: Source, target: int, *, terminal: bool) -> None:
+    """Let the input begin; what is shown in a terminal is drawn anew by its program when the size changes."""
+    if terminal and (not is_master(target) or os.get_blocking(target)):
+        raise Conflict("what its monitor gave for the container's terminal is none; refused")
+    size = source.window() if terminal else None
+    if size is not None:
+        set_window_size(target, size[0] + 1, size[1] + 1)
+    source.begin(target if terminal else -1)
+
+
 class _Typing:
     """Passes on what is typed while there is nothing to show."""
 
-    def __init__(self, source: int, target: int) -> None:
+    def __init__(self, source: Source, target: int) -> None:
         self._source = source
         self._target = target
         self._poll = select.poll()
-        self._poll.register(source, select.POLLIN)
+        self._room = select.poll()
+        self._room.register(target, select.POLLOUT)
+        self._echoes = 0
+        self._over = source.fileno() < 0
+        if not self._over:
+            self._poll.register(source.fileno(), select.POLLIN)
 
     def rest(self, seconds: float) -> None:
-        """Wait, for as long or until something was typed."""
-        if self._source < 0:
+        """Wait, for as long or until something was typed; for moments only after that, as an answer is likely."""
+        if self._echoes:
+            self._echoes -= 1
+            seconds = min(seconds, _ECHO)
+        if self._over:
             time.sleep(seconds)
         elif self._poll.poll(seconds * 1000):
-            data = os.read(self._source, _CHUNK)
+            data = self._source.read()
+            if data is not None:
+                self._over = not data or not self._write(data)
+                self._echoes = _ECHOES
+
+    def _write(self, data: bytes) -> bool:
+        """Write all of it; False when nobody reads any more."""
+        left = memoryview(data)
+        while left:
             try:
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(self._target, left) :]
-            except OSError:  # nobody reads any more
-                data = b""
-            if not data:
-                self._source = -1
+                left = left[os.write(self._target, left) :]
+            except BlockingIOError:
+                self._room.poll()
+            except OSError:
+                return False
+        return True

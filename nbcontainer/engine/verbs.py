@@ -58,6 +58,7 @@ from nbcontainer.engine.views import ContainerDetail, VolumeSummary
 from nbcontainer.engine.volume_verbs import FORMAT, VOLUME_VERBS
 from nbcontainer.errors import ContainerNotFound, InvalidOption, InvalidReference
 from nbcontainer.model import Reference, RunOptions, chain_ids
+from nbcontainer.runtime.console import DETACH_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -172,6 +173,8 @@ def _remove_images(session: Session, arguments: Namespace) -> object:
         lines += [f"Deleted: {digest}" for digest in removed.deleted]
         if removed.freed:
             lines.append(f"Freed: {tables.size_text(removed.freed)}")
+        if removed.deferred:
+            lines.append("Its layers go with the next removal: a build or pull is going on in this store")
     return tables.Message("\n".join(lines))
 
 
@@ -233,6 +236,7 @@ def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
         pull=arguments.pull or "missing",
         platform=arguments.platform or "",
         timeout=arguments.timeout,
+        terminal=arguments.tty,
         service=service_options(arguments, behind=bool(behind)),
         **{**sandbox, "tmpfs": (*sandbox["tmpfs"], *in_memory)},
     )
@@ -247,6 +251,7 @@ def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
         raise_error=not arguments.no_raise_error,
         expand=arguments.expand,
         interactive=arguments.interactive,
+        detach_keys=arguments.detach_keys or DETACH_KEYS,
         failed=("before" if arguments.before else "after") if arguments.failed else "",
         behind=behind,
     )
@@ -440,6 +445,7 @@ RUN = Verb(
         "run -e GREETING=hello --timeout 1m30s debian sh -c 'echo $GREETING'",
         "run --memory 512m --cpus 1.5 --pids-limit 100 python python -c 'print(1)'",
         "run --name work --network host debian apt-get update",
+        "run -it debian bash",
         "run -d --name web --restart on-failure:5 nginx",
     ),
 )

@@ -73,11 +73,15 @@ class HistoryLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovedImage:
-    """What ``rmi`` did: names taken away, and images, layers and bytes that went with the last name."""
+    """What ``rmi`` did: names taken away, and images, layers and bytes that went with the last name.
+
+    With `deferred` the layers stay until the next removal, because somebody adds some at the moment.
+    """
 
     untagged: tuple[str, ...]
     deleted: tuple[Digest, ...]
     freed: int
+    deferred: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +106,11 @@ class ContainerSummary:
     started: float | None = None
     title: str = ""
     paused: bool = False
-    service: bool = False
-    health: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     chain: str = ""
     mounted: tuple[str, ...] = ()
+    service: bool = False
+    health: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

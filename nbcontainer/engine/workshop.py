@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.running import resolv_conf
 from nbcontainer.engine.successors import new_container_id
-from nbcontainer.errors import ContainerStartError, InvalidInput
-from nbcontainer.model import ImageConfig, Platform, RunOptions
+from nbcontainer.errors import ContainerStartError, ImageNotFound, InvalidInput
+from nbcontainer.images.lent import lent_by_layout, lent_by_registry, lent_by_store
+from nbcontainer.model import ImageConfig, Platform, Reference, RunOptions
 from nbcontainer.runtime.bundle import bundle
 from nbcontainer.runtime.launcher import error_from
 from nbcontainer.runtime.supervisor import supervise
@@ -31,13 +32,16 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from nbcontainer.build.request import CacheSource
     from nbcontainer.build.workshop import Job
     from nbcontainer.engine.records import Record
     from nbcontainer.engine.session import Session
     from nbcontainer.images.image import Image
+    from nbcontainer.images.lent import LentImage
     from nbcontainer.images.unpack import Helper
     from nbcontainer.layers.snapshotter import Snapshotter
     from nbcontainer.model import ContainerSpec, ExitReason, Listener, Mount
+    from nbcontainer.registry import Interrupt
     from nbcontainer.runtime.connection import Connection
     from nbcontainer.runtime.supervisor import Outcome
     from nbcontainer.store import ContentStore, RefStore
@@ -137,6 +141,22 @@ class EngineWorkshop:
         if found.chain is not None and not self.snapshots.has(found.chain):
             found = self._pull(name, platform, "always", listener)
         return found
+
+    def lent(
+        self, source: CacheSource, platform: str, *, fresh: bool, interrupt: Interrupt, listener: Listener
+    ) -> LentImage:
+        """See `Workshop.lent`. Of a name alone the image here counts, as for a run; else the registry's."""
+        wanted = Platform.parse(platform) if platform else Platform.host()
+        if source.kind == "local":
+            return lent_by_layout(source.place, wanted, self.content)
+        if source.kind == "image" and not fresh:
+            with contextlib.suppress(ImageNotFound):
+                return lent_by_store(self._session.library.find(source.place), self.content)
+        with contextlib.ExitStack() as undo:
+            reference = Reference.parse(source.place)
+            client = undo.enter_context(self._session.puller(listener)).client
+            undo.callback(interrupt.watch(client.close))
+            return lent_by_registry(reference, wanted, client=client, content=self.content, undo=undo)
 
     # --- RUN --------------------------------------------------------------------------------------------------------
 

@@ -79,6 +79,12 @@ class Library:
         an id removes all its names, several only with `force`. Raises `Conflict` when a container still needs what the
         last name would take along.
         """
+        removal = self.untag(text, force=force, used=used)
+        swept = self.collect(used, lease)
+        return dataclasses.replace(removal, freed=swept.freed)
+
+    def untag(self, text: str, *, force: bool, used: frozenset[Digest]) -> Removal:
+        """Take names away and nothing else, under the same conditions; a shared lock is enough for that."""
         records = self.refs.find(text)
         names = tuple(record.reference.familiar for record in records)
         if len(names) > 1 and not force:
@@ -93,8 +99,7 @@ class Library:
             )
         for record in records:
             self.refs.delete(record.reference)
-        swept = self.collect(used, lease)
-        return Removal(untagged=names, deleted=() if others else (image.record.id,), freed=swept.freed)
+        return Removal(untagged=names, deleted=() if others else (image.record.id,), freed=0)
 
     def collect(self, used: frozenset[Digest], lease: Lease = _NOTHING) -> Swept:
         """Remove content and snapshots that nobody needs; the caller holds the store's lock alone."""

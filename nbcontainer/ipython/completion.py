@@ -1,4 +1,4 @@
-"""Tab completion on ``%container`` lines and on the first line of ``%%container`` cells.
+"""Tab completion on ``%container`` lines, on the first line of ``%%container`` cells, and in ``%%dockerfile`` cells.
 
 A matcher of IPython's second API, because only that one lets us say which piece of the line is completed: for
 ``ubuntu:2`` the older hook is given the ``2`` alone. It asks the local store and a short list, never the network, and
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core import completer
 
+from nbcontainer.ipython.dockerfile_words import dockerfile_words, stage_names
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -25,6 +27,8 @@ __all__ = ["POPULAR", "complete_container", "completions"]
 
 _LINE = re.compile(r"(?:^|=)\s*%container\s(?P<rest>.*)$")
 _CELL = re.compile(r"^%%container\s(?P<rest>.*)$")
+_BUILD = re.compile(r"^%%dockerfile\s(?P<rest>.*)$")
+_BUILD_CELL = re.compile(r"\s*(?:#.*\n\s*)*%%dockerfile\b")
 POPULAR = (
     "alpine",
     "busybox",
@@ -48,16 +52,23 @@ _log = logging.getLogger(__name__)
 def _complete(context: CompletionContext) -> SimpleMatcherResult:
     """Answer IPython; nothing at all on any other line."""
     nothing: SimpleMatcherResult = {"completions": [], "suppress": False, "matched_fragment": ""}
+    if _BUILD_CELL.match(context.full_text):
+        return _offered(lambda: _in_dockerfile(context), nothing)
     found = _LINE.search(context.text_until_cursor)
     cell = _CELL.match(context.text_until_cursor)
     if cell is not None and context.full_text.lstrip().startswith("%%container"):
         found = cell
     if found is None:
         return nothing
+    rest, in_cell = found["rest"], found is cell
+    return _offered(lambda: completions(rest, cell=in_cell), nothing)
+
+
+def _offered(find: Callable[[], tuple[str, list[str]]], nothing: SimpleMatcherResult) -> SimpleMatcherResult:
     try:
-        fragment, words = completions(found["rest"], cell=found is cell)
+        fragment, words = find()
     except Exception:  # noqa: BLE001 - see the module's docstring
-        _log.debug("completion of %r failed", found["rest"], exc_info=True)
+        _log.debug("completion failed", exc_info=True)
         return nothing
     offered = [completer.SimpleCompletion(word, type="container") for word in words]
     return {"completions": offered, "suppress": bool(offered), "matched_fragment": fragment, "ordered": True}
@@ -67,6 +78,25 @@ if hasattr(completer, "context_matcher"):
     complete_container: Any = completer.context_matcher(priority=100)(_complete)
 else:  # IPython before 8.6 has no such matchers: no completion there
     complete_container = _complete
+
+
+def _in_dockerfile(context: CompletionContext) -> tuple[str, list[str]]:
+    """Options of the build on the cell's first line, and the Dockerfile below it."""
+    above = context.full_text.split("\n")[: context.cursor_line]
+    first = _BUILD.match(context.text_until_cursor)
+    if first is not None and not any(line.startswith("%%dockerfile") for line in above):
+        rest = first["rest"]
+        *before, fragment = re.split(r"\s+", rest.lstrip())
+        if before[-1:] == ["--target"]:
+            return fragment, _starting(fragment, stage_names(context.full_text.split("\n")))
+        fragment, found = completions(f"build {rest}", cell=False)
+        return fragment, [word for word in found if word not in {"-f", "--file"}]
+    return dockerfile_words(above, context.text_until_cursor, _bases)
+
+
+def _bases() -> list[str]:
+    """Images that can be built upon."""
+    return [name for name in (*_stored(), *POPULAR) if name != "host"]
 
 
 def completions(rest: str, *, cell: bool) -> tuple[str, list[str]]:

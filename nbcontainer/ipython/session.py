@@ -18,10 +18,13 @@ from nbcontainer.engine.opening import Launched, address, behind_proxy, publishe
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.tables import Message, Shown
 from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, dispatch
+from nbcontainer.engine.views import ContainerDetail
 from nbcontainer.errors import ContainerInterrupted, ContainerStartError, InvalidOption, NbcontainerError
 from nbcontainer.ipython.arguments import expand_body, expander, join_continued, split_line
+from nbcontainer.ipython.asking import asking
 from nbcontainer.ipython.display import Interrupted, LineResult, stands_alone
 from nbcontainer.ipython.streams import OutputWriter
+from nbcontainer.ipython.terminals import run_at_terminal, show_terminal
 from nbcontainer.widgets.buildlog import BuildLog
 from nbcontainer.widgets.progress import PullProgress, choose_display
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from nbcontainer.ipython.magics import ContainerMagics
     from nbcontainer.ipython.streams import Stream
     from nbcontainer.model import Listener, RunResult
+    from nbcontainer.runtime.inputs import Asking
 
 __all__ = ["NotebookSession", "run_magic", "settings_of"]
 
@@ -57,6 +61,7 @@ def run_magic(
             words = _cell_words(words)
             if words[0] == RUN.name:
                 default_image = FAILED if "--failed" in words else magics.default_image
+        session.words = tuple(words)
         answer = dispatch(session, words, substitute=expander(namespace), default_image=default_image)
     except InvalidOption as problem:
         raise UsageError(str(problem)) from None
@@ -101,6 +106,8 @@ class NotebookSession:
         self._shell: Any = magics.shell
         self._cell = cell
         self._namespace = namespace
+        self.words: tuple[str, ...] = ()
+        """The line as it was split, with its verb: for whom it is handed on to."""
 
     @property
     def door(self) -> Door:
@@ -133,6 +140,8 @@ class NotebookSession:
         """Run the cell or the line: stream its output, fill the variables asked for, raise when it failed."""
         if isinstance(request, TypedRun) and request.behind:
             return self._launched(request)
+        if self._is_for_a_terminal(request):
+            return self._at_terminal(request)
         if isinstance(request, TypedAttach) or (isinstance(request, TypedStart) and request.attach):
             return self._attached(request)
         captured: list[Stream] = []
@@ -144,13 +153,12 @@ class NotebookSession:
         if isinstance(request, TypedRun):
             return self._ran(request, writer)
         with self._shown(request, writer):
-            if isinstance(request, TypedExec):
-                return self._answer(self._joined(request, writer))
-            return self._answer(self._started(request, writer))
+            ended = self._joined(request, writer) if isinstance(request, TypedExec) else self._started(request, writer)
+            return self._answer(ended)
 
     def _launched(self, request: TypedRun) -> object:
         """Start or make a container that runs on behind; the cell, if there is one, is its script."""
-        command, script, stdin = self._input(request, request.image, f"%container run -d {request.image}")
+        command, script, stdin = self._input(request, None, request.image, f"%container run -d {request.image}")
         if stdin is not None:
             raise InvalidOption(
                 "with -d the cell is a script and cannot be COMMAND's input; leave COMMAND out, or write one line:"
@@ -200,7 +208,7 @@ class NotebookSession:
         return self._answer(result)
 
     def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
-        command, script, stdin = self._input(request, request.image, f"%container run {request.image}")
+        command, script, stdin = self._input(request, writer, request.image, f"%container run {request.image}")
         network: Any = request.options.network or (None if request.failed else self._magics.network)
         try:
             with (
@@ -264,7 +272,7 @@ class NotebookSession:
 
     def _joined(self, request: TypedExec, writer: OutputWriter) -> RunResult:
         line = f"%container exec {request.container} COMMAND"
-        command, script, stdin = self._input(request, request.container, line)
+        command, script, stdin = self._input(request, writer, request.container, line)
         try:
             return self.engine.exec(
                 request.container,
@@ -281,30 +289,75 @@ class NotebookSession:
 
     def _started(self, request: TypedStart, writer: OutputWriter) -> RunResult:
         asked: dict[str, Any] = {"timeout": request.timeout, "output": writer.write, "check": request.raise_error}
+        if request.interactive:
+            asked["stdin"] = asking(self._shell, writer.last_words)
         if request.restart:
             return self.engine.restart(request.container, grace=request.grace, **asked)
         return self.engine.start(request.container, **asked)
 
+    def _is_for_a_terminal(self, request: Typed) -> bool:
+        """Whether somebody is to type on a terminal: one that is asked for, or one that the container had before."""
+        if isinstance(request, (TypedRun, TypedExec)):
+            return request.interactive and request.options.terminal
+        if isinstance(request, TypedStart) and not request.interactive:
+            return False
+        detail = self.engine.inspect(request.container)
+        spec = detail.record.get("spec") if isinstance(detail, ContainerDetail) else None
+        return isinstance(spec, dict) and spec.get("terminal") is True
+
+    def _at_terminal(self, request: Typed) -> object:
+        """Have a terminal opened below the cell, and the line carried out there; or here, in terminal IPython."""
+        if self._cell is not None:
+            raise InvalidOption(
+                "-it opens a terminal to type into, and a cell's text is not typed; write it on a line with one %, as"
+                " in %container run -it IMAGE COMMAND"
+            )
+        if getattr(request, "out", "") or getattr(request, "err", ""):
+            raise InvalidOption("what is shown in a terminal goes into no variable; leave --out and --err away")
+        words = self._handed_on(request)
+        given = {}
+        if isinstance(request, (TypedRun, TypedExec)):
+            given = _given_variables(request.options.environment)
+        settings = settings_of(self._magics)
+        if getattr(self._shell, "kernel", None) is not None:
+            show_terminal(words, settings, given)
+        else:
+            run_at_terminal(words, settings, given)
+        return None
+
+    def _handed_on(self, request: Typed) -> list[str]:
+        """The line for the command line's door: variables put in, and what the traits of this one say."""
+        command = len(request.command) if isinstance(request, (TypedRun, TypedExec)) else 0
+        fixed = self.words[: len(self.words) - command] if command else self.words
+        expand = expander(self._namespace)
+        words = [expand(word) for word in fixed if word != "--no-raise-error"]
+        words += self.words[len(fixed) :]
+        chosen = str(self._magics.network or "")
+        if isinstance(request, TypedRun) and request.options.network is None and chosen and not request.failed:
+            words[1:1] = ["--network", chosen]
+        return words
+
     def _input(
-        self, request: TypedRun | TypedExec, where: str, line: str
-    ) -> tuple[tuple[str, ...], str | None, bytes | None]:
+        self, request: TypedRun | TypedExec, writer: OutputWriter | None, where: str, line: str
+    ) -> tuple[tuple[str, ...], str | None, bytes | Asking | None]:
         """Command, script and standard input: the cell is one of the last two, or there is none.
 
         `where` it runs and the `line` without a cell are for the message about an empty one.
         """
         cell, command = self._cell, request.command
+        asked = asking(self._shell, writer.last_words) if request.interactive and writer is not None else None
         if request.expand:
             command = tuple(expand_body(word, self._namespace) for word in command)
             cell = expand_body(cell, self._namespace) if cell is not None else None
         if request.shell and (cell is None or command):
             raise InvalidOption("--shell says what runs a cell's text; a line, or a cell with a COMMAND, has none")
         if cell is None:
-            return command, None, None
+            return command, None, asked
         if command:
             return command, None, cell.encode()
         if not cell.strip():
             raise InvalidOption(f"the cell is empty; to run a command in {where} without a cell write {line}")
-        return (), cell, None
+        return (), cell, asked
 
     @contextlib.contextmanager
     def _shown(
@@ -324,7 +377,9 @@ class NotebookSession:
                 self._shell.user_ns[request.out] = writer.text("stdout")
             if request.err:
                 self._shell.user_ns[request.err] = writer.text("stderr")
-            for hint in hints(image, writer.stderr_tail, network):
+            terminal = not isinstance(request, TypedStart) and request.options.terminal
+            given = request.interactive or (self._cell is not None and bool(getattr(request, "command", ())))
+            for hint in hints(image, writer.stderr_tail, network, interactive=given, terminal=terminal):
                 sys.stderr.write(f"hint: {hint}\n")
 
     def _answer(self, result: RunResult) -> object:
@@ -336,6 +391,12 @@ class NotebookSession:
                 result.exit_code, result.argv, image=result.image, reason=result.detail or "interrupted"
             )
         return LineResult.of(result) if self._cell is None else None
+
+
+def _given_variables(environment: Sequence[str]) -> dict[str, str]:
+    """Those of ``-e NAME``: they have here the value that the command line's door would look for."""
+    pairs = (entry.partition("=")[::2] for entry in environment)
+    return {name: value for name, value in pairs if os.environ.get(name) == value}
 
 
 def _with_order_hint(problem: ContainerStartError, command: tuple[str, ...], what: str) -> ContainerStartError:

@@ -21,6 +21,7 @@ __all__ = ["OutputWriter", "Stream"]
 
 Stream = Literal["stdout", "stderr"]
 _TAIL = 64 * 1024
+_LINE = 300
 _CAPTURE_LIMIT = 1 << 30
 _SWITCH_INTERVAL = 0.01
 _FREE_SWITCHES = 200
@@ -38,6 +39,7 @@ class OutputWriter:
         self._shown: dict[Stream, _Decoder] = {"stdout": _Decoder(), "stderr": _Decoder()}
         self._captured: dict[Stream, bytearray] = {stream: bytearray() for stream in captured}
         self._stderr_tail = bytearray()
+        self._line = ""
         self._last: Stream | None = None
         self._flushed = 0.0
         self._switches = 0
@@ -69,6 +71,7 @@ class OutputWriter:
         if self._last not in {None, stream}:
             self._keep_order()
         self._last = stream
+        self._line = (self._line + text)[-_LINE:]
         target = getattr(sys, stream)
         target.write(text)
         if target.isatty():
@@ -93,6 +96,10 @@ class OutputWriter:
     def text(self, stream: Stream) -> str:
         """The text of a captured stream."""
         return self._captured[stream].decode(errors="replace")
+
+    def last_words(self) -> str:
+        """The end of what has been shown of either stream."""
+        return self._line
 
     @property
     def stderr_tail(self) -> str:

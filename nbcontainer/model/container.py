@@ -182,14 +182,15 @@ class ContainerSpec:
     ulimits: tuple[Ulimit, ...] = ()
     shm_size: int = 0
     devices: tuple[Device, ...] = ()
+    terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """What a person may ask of a run, in docker's words; None or empty means the image's or the engine's default.
 
-    `seccomp` is a profile's path or ``unconfined``; sizes are bytes, times are seconds. With `service` it runs on
-    behind.
+    `seccomp` is a profile's path or ``unconfined``; sizes are bytes, times are seconds. With a `terminal` the command's
+    standard streams are one, and what it writes to either output comes as one. With `service` it runs on behind.
     """
 
     name: str = ""
@@ -217,6 +218,7 @@ class RunOptions:
     no_new_privileges: bool = True
     stop_signal: str = ""
     stop_timeout: float | None = None
+    terminal: bool = False
     service: ServiceOptions | None = None
 
 
@@ -225,7 +227,7 @@ class ExecOptions:
     """What a person may ask of a command in a running container; empty means as the container has it.
 
     `environment` is added to the container's own, `timeout` is in seconds. A `detached` command is not waited for and
-    writes to nobody.
+    writes to nobody; with a `terminal`, standard streams are one, as for `RunOptions`.
     """
 
     environment: tuple[str, ...] = ()
@@ -233,6 +235,7 @@ class ExecOptions:
     user: str = ""
     timeout: float | None = None
     detached: bool = False
+    terminal: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.model import ImageConfig, RunOptions, TmpfsMount, VolumeMount
 
-__all__ = ["bundle", "command_line", "interpreter", "merged_environment"]
+__all__ = ["bundle", "command_line", "interpreter", "merged_environment", "terminal_default"]
 
 _HOSTNAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", re.ASCII)
 _LONGEST_NAME = 4095
@@ -58,7 +58,9 @@ def bundle(
     directory = options.working_directory or config.working_directory or "/"
     if not directory.startswith("/"):
         directory = f"/{directory}" if not options.working_directory else _refuse_relative(directory)
-    environment = list(merged_environment(config.environment, options.environment))
+    environment = list(
+        merged_environment(terminal_default(config.environment, terminal=options.terminal), options.environment)
+    )
     files: tuple[tuple[str, str], ...] = ()
     if single_id:
         environment.append(f"APT_CONFIG={_APT_CONFIG}")
@@ -82,6 +84,7 @@ def bundle(
         devices=options.devices,
         read_only_root=options.read_only,
         script=script,
+        terminal=options.terminal,
         files=files,
         resolv_conf=host_resolv_conf if network == "host" else "# this container has no network\n",
     )
@@ -137,6 +140,13 @@ def merged_environment(image: Sequence[str], asked: Sequence[str]) -> Sequence[s
         if equals:
             merged[name] = value
     return [f"{name}={value}" for name, value in merged.items()]
+
+
+def terminal_default(environment: Sequence[str], *, terminal: bool) -> Sequence[str]:
+    """The environment with docker's ``TERM=xterm``, unless it has one, for a command with a terminal."""
+    if not terminal or any(entry.startswith("TERM=") for entry in environment):
+        return environment
+    return ("TERM=xterm", *environment)
 
 
 def _capabilities(options: RunOptions, root: Sequence[Mount]) -> tuple[str, ...]:

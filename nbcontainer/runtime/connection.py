@@ -6,6 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
+from nbcontainer._linux.terminals import is_master
 from nbcontainer.runtime.protocol import (
     Accepted,
     Done,
@@ -28,7 +29,10 @@ __all__ = ["Connection"]
 
 
 class Connection:
-    """The control socket of one container or task; `resources` is what a container holds beside its processes."""
+    """The control socket of one container or task; `resources` is what a container holds beside its processes.
+
+    `terminal` is the master of the command's terminal once it has `started`, if it was to have one.
+    """
 
     def __init__(self, channel: socket.socket, resources: Held | None = None) -> None:
         self._channel = channel
@@ -36,6 +40,7 @@ class Connection:
         self.pid: int | None = None
         self.pidfd = -1
         self.started = False
+        self.terminal = -1
 
     def fileno(self) -> int:
         """For poll(2): readable when there is a message, or when the other side is gone."""
@@ -59,10 +64,12 @@ class Connection:
         message, fds = received
         if isinstance(message, Accepted) and len(fds) == 1 and self.pidfd < 0:
             self.pid, self.pidfd = message.pid, fds.pop()
-        for fd in fds:
-            os.close(fd)
         if isinstance(message, Started):
             self.started = True
+            if len(fds) == 1 and self.terminal < 0 and is_master(fds[0]):  # whatever else it is would not be a terminal
+                self.terminal = fds.pop()
+        for fd in fds:
+            os.close(fd)
         return message
 
     def signal(self, number: int) -> None:
@@ -92,3 +99,6 @@ class Connection:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+        if self.terminal >= 0:
+            os.close(self.terminal)
+            self.terminal = -1

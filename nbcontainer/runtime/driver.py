@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from nbcontainer.runtime.groups import Group
     from nbcontainer.runtime.rootfs import Stage
 
-__all__ = ["NativeRuntime", "Process", "Runtime"]
+__all__ = ["NativeRuntime", "Process", "Runtime", "Window"]
+
+Window = tuple[int, int] | None
+"""Rows and columns of a terminal, if anybody has told."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +58,11 @@ class Process:
 class Runtime(Protocol):
     """Runs containers, and functions of this package, where container root lives."""
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int]) -> Connection:
-        """Start `spec` with these descriptors (the caller's to close).
+    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, window: Window = None) -> Connection:
+        """Start `spec` with these descriptors (the caller's to close), or with a terminal of that size.
 
-        Success means the request was taken; failure to set the container up arrives on the connection.
+        Success means the request was taken; failure to set the container up arrives on the connection, and so does the
+        master of its terminal.
         """
 
     def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
@@ -75,6 +79,7 @@ class Runtime(Protocol):
         *,
         script_path: str = "",
         detached: bool = False,
+        window: Window = None,
     ) -> Connection:
         """Have the command of `spec` join the running container of which `process` is the command.
 
@@ -167,7 +172,7 @@ class NativeRuntime:
         """Why the machine's root is not among them, or ""."""
         return self._launcher.host_problem
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int]) -> Connection:
+    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, window: Window = None) -> Connection:
         """See `Runtime.start`."""
         launcher = self._launcher
         stage = launcher.stage
@@ -188,7 +193,15 @@ class NativeRuntime:
                 entrances += group.entrances()
             room = self._own(room, spec, cgroups=len(entrances))
             script = (spec.script or b"").decode("utf-8", "surrogateescape")
-            request = Run(room=room, argv=list(spec.argv), environment=list(spec.environment), script=script)
+            rows, columns = window or (0, 0)
+            request = Run(
+                room=room,
+                argv=list(spec.argv),
+                environment=list(spec.environment),
+                script=script,
+                rows=rows,
+                columns=columns,
+            )
             return launcher.run(request, stdio, (*outside, *entrances), group)
         except BaseException:
             if group is not None:
@@ -206,11 +219,13 @@ class NativeRuntime:
         *,
         script_path: str = "",
         detached: bool = False,
+        window: Window = None,
     ) -> Connection:
         """See `Runtime.visit`."""
         room = self._own(_empty_room(spec), spec, cgroups=0)
         script = (spec.script or b"").decode("utf-8", "surrogateescape")
-        request = Visit(room, list(spec.argv), list(spec.environment), script, script_path, "", detached)
+        argv, environment, size = list(spec.argv), list(spec.environment), window or (0, 0)
+        request = Visit(room, argv, environment, script, script_path, "", detached, *size)
         known, where = process.hierarchies, (process.pid, process.pidfd)
         ours = self._launcher if self.pid == process.launcher else None
         connection = self._visitors.visit(request, where, stdio, known, launcher=ours)
@@ -314,4 +329,5 @@ def _empty_room(spec: ContainerSpec) -> Room:
         scratch="",
         generation=spec.generation,
         rlimits=resource_limits(spec.ulimits),
+        terminal=spec.terminal,
     )

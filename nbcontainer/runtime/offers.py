@@ -52,7 +52,7 @@ class _Offered:
         try:
             with theirs, _socket(self.to_init) as init, _socket(self.to_command) as command:
                 socket.send_fds(init, [b"."], [theirs.fileno()])  # before the command, which may end at once
-                execute = Execute(request.argv, request.environment, request.script)
+                execute = Execute(request.argv, request.environment, request.script, request.rows, request.columns)
                 send(command, execute, (theirs.fileno(), *stdio))
             connection = Connection(ours, resources)
             connection.pid, connection.pidfd = self.pid, os.dup(self.pidfd)

@@ -114,7 +114,7 @@ class Room:
     `program` is a system-call filter of its own, as hex, when `filter` is ``custom`` (a profile of the person's) or
     ``adapted`` (the default one for other capabilities); ``unconfined`` has none.
     `rlimits` are soft and hard limits by the number of the resource. With `cgroups`, as many entrances of cgroups come
-    as descriptors after the mounts.
+    as descriptors after the mounts. With `terminal` the command's standard streams are a terminal of the container's.
     """
 
     id: str
@@ -133,16 +133,22 @@ class Room:
     rlimits: dict[str, list[int]]
     program: str = ""
     cgroups: int = 0
+    terminal: bool = False
 
 
 @value
 class Run:
-    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then those of its room."""
+    """Engine to launcher: start this container. fds: control, stdin, stdout, stderr, then those of its room.
+
+    `rows` and `columns` are the size of its terminal, if the room has one and somebody has told.
+    """
 
     room: Room
     argv: list[str]
     environment: list[str]
     script: str
+    rows: int = 0
+    columns: int = 0
 
 
 @value
@@ -201,6 +207,8 @@ class Execute:
     argv: list[str]
     environment: list[str]
     script: str
+    rows: int = 0
+    columns: int = 0
 
 
 @value
@@ -227,6 +235,8 @@ class Visit:
     script_path: str
     places: str
     detached: bool
+    rows: int = 0
+    columns: int = 0
 
 
 @value
@@ -238,7 +248,7 @@ class Accepted:
 
 @value
 class Started:
-    """Container to engine: the root is in place and the command is being executed."""
+    """Container to engine: the root is in place and the command is being executed; fd: the terminal's master."""
 
 
 @value

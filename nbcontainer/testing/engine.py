@@ -73,9 +73,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from nbcontainer.build.request import BuildOptions
-    from nbcontainer.engine.attending import OutputSink
+    from nbcontainer.engine.attending import Input, OutputSink
     from nbcontainer.engine.door import FailedState
     from nbcontainer.engine.filters import Filter
+    from nbcontainer.runtime.inputs import Source
 
 __all__ = ["Call", "RecordingEngine", "Script", "pull_events"]
 
@@ -134,7 +135,8 @@ class RecordingEngine:
 
     `scripts` are taken one a run (an empty list means: nothing is written, code 0); `events` are told to the listener
     of every pull and run; `failure` is raised by whatever method it is set for, ``following`` when a log has been shown
-    and is followed. `record` is every container's, `written` its log.
+    and is followed. `record` is every container's, `written` its log. With `busy` somebody builds, so that removals
+    take only names.
     """
 
     settings: Settings = field(default_factory=lambda: Settings(root="/nowhere"))
@@ -142,6 +144,7 @@ class RecordingEngine:
     kept: list[ContainerSummary] = field(default_factory=list)
     scripts: list[Script] = field(default_factory=list)
     events: tuple[Event, ...] = ()
+    busy: bool = False
     failure: dict[str, BaseException] = field(default_factory=dict)
     copied: CopyResult = field(default_factory=lambda: CopyResult(entries=1, bytes=2000))
     written: tuple[LogLine, ...] = (
@@ -273,6 +276,8 @@ class RecordingEngine:
         self._record("remove_image", image=image, force=force)
         summary = self._find(image)
         deleted = () if summary.id is None else (summary.id,)
+        if self.busy:
+            return RemovedImage(untagged=(summary.reference,), deleted=(), freed=0, deferred=True)
         return RemovedImage(untagged=(summary.reference,), deleted=deleted, freed=summary.size)
 
     def run(
@@ -283,7 +288,7 @@ class RecordingEngine:
         options: RunOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         listener: Listener = ignore,
         check: bool = False,
@@ -395,7 +400,7 @@ class RecordingEngine:
         container: str,
         *,
         start: bool = False,
-        stdin: BinaryIO | None = None,
+        stdin: BinaryIO | Source | None = None,
         output: OutputSink,
         pass_signals: bool = False,
         check: bool = False,
@@ -429,7 +434,7 @@ class RecordingEngine:
         container: str,
         *,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -443,7 +448,7 @@ class RecordingEngine:
         *,
         grace: float | None = None,
         timeout: float | None = None,
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:
@@ -459,7 +464,7 @@ class RecordingEngine:
         options: ExecOptions | None = None,
         script: str | bytes | None = None,
         shell: Sequence[str] = (),
-        stdin: bytes | BinaryIO | None = None,
+        stdin: Input = None,
         output: OutputSink | None = None,
         check: bool = False,
     ) -> RunResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import io
@@ -12,16 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from nbcontainer.build.context import opened
+from nbcontainer.build import context as contexts
 from nbcontainer.build.request import ContextSource
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.build.sources import Selection
 from nbcontainer.errors import InvalidInput, InvalidOption, NbcontainerError, NotFound, StorageError
 from nbcontainer.testing.images import tiny_layer
 from tests.build.trees import made
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+
+@contextlib.contextmanager
+def opened(source: ContextSource) -> Iterator[contexts.Context]:
+    """A context, of which nothing is left when it is closed."""
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            with contexts.opened(source, Scratch(place)) as context:
+                yield context
+        finally:
+            assert os.listdir(place) == []
 
 
 def read(folder: Path, name: str = "", **files: bytes) -> tuple[bytes, str]:
@@ -147,18 +160,11 @@ def unpacked(data: bytes) -> dict[str, str]:
         return found
 
 
-def temporary() -> set[str]:
-    """Contexts in the folder for temporary files."""
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("nbcontainer-context")}
-
-
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
 def test_archives(compress: Any) -> None:
     """A tar, compressed or not, is a context, and its files go away with it."""
-    before = temporary()
     data = compress(tiny_layer({"Dockerfile": b"FROM x", "d": None, "d/a": b"a"}))
     assert unpacked(data) == {"Dockerfile": "FROM x", "d/a": "a"}
-    assert temporary() == before
 
 
 def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
@@ -194,7 +200,6 @@ def test_archives_that_want_out(tmp_path: Path, files: Mapping[str, Any]) -> Non
         elif isinstance(content, tuple):
             made_of = link(content[1].format(outside=outside), tarfile.LNKTYPE)
         entries[name.format(outside=outside)] = made_of
-    before = temporary()
     try:
         found = unpacked(tiny_layer(entries))
     except NbcontainerError:
@@ -203,16 +208,13 @@ def test_archives_that_want_out(tmp_path: Path, files: Mapping[str, Any]) -> Non
     assert os.listdir(outside) == ["secret"]
     assert (outside / "secret").read_text() == "s3cr3t"
     assert (outside / "secret").stat().st_nlink == 1
-    assert temporary() == before
 
 
 @pytest.mark.parametrize("data", [b"no tar" * 200, tiny_layer({"a": b"x" * 2000})[:1000], gzip.compress(b"x")[:-4]])
 def test_no_archive(data: bytes) -> None:
     """What is no tar, or half of one, is refused, and leaves nothing."""
-    before = temporary()
     with pytest.raises(InvalidInput, match="build context"), opened(ContextSource(archive=io.BytesIO(data))):
         pass
-    assert temporary() == before
 
 
 def test_no_room_for_an_archive() -> None:
@@ -225,18 +227,14 @@ def test_no_room_for_an_archive() -> None:
             """Fail."""
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), size)
 
-    before = temporary()
     source = ContextSource(archive=Full())
     with pytest.raises(StorageError, match="No space left on device; make room"), opened(source):
         pass
-    assert temporary() == before
 
 
 def test_archive_with_closed_folders() -> None:
     """Folders that an archive closes to everybody go away, too."""
     closed = tarfile.TarInfo()
     closed.type, closed.mode = tarfile.DIRTYPE, 0
-    before = temporary()
     with opened(ContextSource(archive=io.BytesIO(tiny_layer({"d": closed, "d/x": b"x"})))):
         pass
-    assert temporary() == before

@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from functools import partial
@@ -18,6 +19,7 @@ import pytest
 
 from nbcontainer.build import downloads
 from nbcontainer.build.downloads import fetched, is_remote
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.build.sources import Selection
 from nbcontainer.dockerfile.expansion import expand
 from nbcontainer.dockerfile.instructions import Add
@@ -99,7 +101,9 @@ def added(
     assert isinstance(instruction, Add)
     selection = Selection(sources=instruction.sources, mode=instruction.mode, excludes=instruction.excludes)
     with contextlib.ExitStack() as undo:
-        part = fetched(source, instruction, selection, interrupt=interrupt or Interrupt("the build"), undo=undo)
+        scratch = Scratch(tempfile.gettempdir())
+        chosen = interrupt or Interrupt("the build")
+        part = fetched(source, instruction, selection, interrupt=chosen, scratch=scratch, undo=undo)
         places = ["to" if top.is_dir else f"to/{top.name}" for top in part.tops]
         return tar_of(lambda writer: part.write(writer, places, None))
 
@@ -311,6 +315,25 @@ def repository(tmp_path: Path) -> Iterator[str]:
     (work / "out").symlink_to("/etc")
     git("add", "-A")
     git("commit", "-q", "-m", "two")
+    git("init", "-q", "-b", "main", "../library")
+    library = ("-C", "../library")
+    (work.parent / "library/code").write_text("from the library")
+    git(*library, "add", "-A")
+    git(*library, "commit", "-q", "-m", "library")
+    listed = subprocess.run(
+        ["git", *library, "rev-parse", "HEAD"], cwd=work, check=True, capture_output=True, text=True
+    )
+    git("checkout", "-q", "-b", "with-submodules")
+    (work / ".gitmodules").write_text('[submodule "l"]\n\tpath = sub/library\n\turl = ../library\n')
+    git("add", "-A")
+    git("update-index", "--add", "--cacheinfo", f"160000,{listed.stdout.strip()},sub/library")
+    git("commit", "-q", "-m", "three")
+    (work / ".gitmodules").write_text(f'[submodule "l"]\n\tpath = sub/library\n\turl = {work.parent}/library\n')
+    git("add", ".gitmodules")
+    git("commit", "-q", "-m", "a submodule on disk")
+    git("branch", "on-disk")
+    git("reset", "-q", "--hard", "HEAD~1")
+    git("checkout", "-q", "main")
     with socket.socket() as each:
         each.bind(("127.0.0.1", 0))
         port = each.getsockname()[1]
@@ -347,6 +370,16 @@ def test_repositories(repository: str) -> None:
     assert "to/.git/config" in added(repository, flags="--keep-git-dir")
 
 
+def test_submodules(repository: str) -> None:
+    """They come along, as with docker, without what git keeps; one that names a folder of the machine is refused."""
+    found = added(f"{repository}#with-submodules:sub")
+    assert sorted(found) == ["to/deep", "to/deep/x", "to/library", "to/library/code"]
+    assert found["to/library/code"].pax_headers["data"] == "from the library"
+    assert "to/sub/library/.git" in added(f"{repository}#with-submodules", flags="--keep-git-dir")
+    with pytest.raises(RegistryUnreachable, match="cannot be fetched"):
+        added(f"{repository}#on-disk")
+
+
 def test_commits(repository: str) -> None:
     """--checksum names the commit that must be found."""
     with pytest.raises(CorruptContent, match="is the commit") as caught:
@@ -372,8 +405,9 @@ def test_references_that_are_none(repository: str, ref: str) -> None:
         return
     add = Add(origin=parse("FROM x\n").stages[0].base.origin, code="ADD", sources=("x",), destination="/x")
     chosen = Selection(sources=("x",))
+    scratch = Scratch(tempfile.gettempdir())
     with contextlib.ExitStack() as undo, pytest.raises(NbcontainerError) as caught:
-        fetched(f"{repository}#{ref}", add, chosen, interrupt=Interrupt("the build"), undo=undo)
+        fetched(f"{repository}#{ref}", add, chosen, interrupt=Interrupt("the build"), scratch=scratch, undo=undo)
     assert "\x1b" not in str(caught.value)
     with pytest.raises(RegistryUnreachable, match="cannot be fetched"):
         added(f"{repository}#no-such-branch")

@@ -88,6 +88,25 @@ def test_links_that_lead_out(tmp_path: Path) -> None:
     assert str(outside)[1:] in made_of
 
 
+def test_folders_that_are_copied(tmp_path: Path) -> None:
+    """With --parents a new folder is made as its source is, and one that is there gets its mode."""
+    stage = made(tmp_path / "stage", STAGE)
+    with lander(stage) as decides:
+        decides.expect("/alias/x", (0o2711, 5, 6, 0o711), owned=True)
+        decides.expect("/alias", (0o2700, 5, 6, 0o700), owned=True)
+        decides.expect("/new", (0o770, 5, 6, 0o777), owned=False)
+        decides.expect("/unused", (0, 0, 0, 0), owned=True)
+        decides.place("/alias/", "x/y", is_dir=False, directory=True, parents=True)
+        decides.place("/new", "z", is_dir=True, directory=True, parents=True)
+        folders = {each["path"]: (each["mode"], each["uid"], each["gid"]) for each in decides.folders}
+    assert folders == {
+        "real": (0o700, os.getuid(), os.getgid()),
+        "real/x": (0o2711, 5, 6),
+        "new": (0o770, 1, 2),
+        "new/z": (0o755, 1, 2),
+    }
+
+
 @pytest.mark.parametrize(
     ("destination", "is_dir", "directory", "sentence"),
     [

@@ -8,12 +8,14 @@ import gzip
 import io
 import lzma
 import tarfile
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import zstandard
 
 from nbcontainer.build.parts import ArchivePart, TreePart, archive_parts
+from nbcontainer.build.scratch import Scratch
 from nbcontainer.build.sources import FileTree, Selection
 from nbcontainer.errors import InvalidInput, NbcontainerError
 from nbcontainer.testing.images import tiny_layer
@@ -40,7 +42,13 @@ def part_of(data: bytes, *, mode: str = "") -> Iterator[ArchivePart | None]:
     """What ADD makes of a file with these bytes; None when it is no archive."""
     tree = FileTree(root_fd=-1, name="the tree", files={"packed": data})
     with contextlib.ExitStack() as undo:
-        found, others = archive_parts(tree, tree.tops(Selection(sources=("packed",))), mode=mode, undo=undo)
+        found, others = archive_parts(
+            tree,
+            tree.tops(Selection(sources=("packed",))),
+            mode=mode,
+            scratch=Scratch(tempfile.gettempdir()),
+            undo=undo,
+        )
         assert len(found) + len(others) == 1
         yield found[0] if found else None
 
@@ -62,7 +70,13 @@ def test_archives_by_content(compress: Callable[[bytes], bytes], tmp_path: Path)
     data = compress(PLAIN)
     assert list(written(data)) == ["to/d", "to/d/file", "to/other"]
     with contextlib.ExitStack() as undo, tree_of(made(tmp_path / "t", {"notes.txt": data})) as tree:
-        (part,), others = archive_parts(tree, tree.tops(Selection(sources=("notes.txt",))), mode="", undo=undo)
+        (part,), others = archive_parts(
+            tree,
+            tree.tops(Selection(sources=("notes.txt",))),
+            mode="",
+            scratch=Scratch(tempfile.gettempdir()),
+            undo=undo,
+        )
         assert others == []
         assert (part.top.name, part.top.is_dir) == ("", True)
 
@@ -220,7 +234,13 @@ def test_several_sources(tmp_path: Path) -> None:
     """Of several sources the archives are told from the rest, and folders never are one."""
     files: dict[str, Any] = {"a.tar": PLAIN, "b": "plain", "d/c.tar": PLAIN}
     with contextlib.ExitStack() as undo, tree_of(made(tmp_path / "t", files)) as tree:
-        found, others = archive_parts(tree, tree.tops(Selection(sources=("a.tar", "b", "d"))), mode="", undo=undo)
+        found, others = archive_parts(
+            tree,
+            tree.tops(Selection(sources=("a.tar", "b", "d"))),
+            mode="",
+            scratch=Scratch(tempfile.gettempdir()),
+            undo=undo,
+        )
         assert len(found) == 1
         assert [top.name for top in others] == ["b", "d"]
         part = TreePart.of(tree, Selection(sources=("b", "d")), others)

@@ -111,7 +111,9 @@ def test_layers_that_do_not_fit() -> None:
 def test_created_is_that_of_the_last_layer() -> None:
     """A build that finds all its layers gives the same document again, whenever it is made."""
     blob = Descriptor(media_type="x", digest=Digest.of(b"x"), size=1)
-    state = scratch(_AMD).with_layer(blob, Digest.of(b"y"), "RUN x", created="2026-01-02T03:04:05Z")
+    state = scratch(_AMD).with_layer(
+        blob, Digest.of(b"y"), "RUN x", created="2026-01-02T03:04:05Z", key=Digest.of(b"k")
+    )
     state = after("ENV A=1", state)
     assert {entry["created"] for entry in state.history} == {"2026-01-02T03:04:05Z"}
     assert state.config()["created"] == "2026-01-02T03:04:05Z"

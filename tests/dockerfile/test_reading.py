@@ -153,6 +153,7 @@ def test_read(source: str, expected: Instruction) -> None:
         ("RUN --network=nome a", "did you mean none?", "--network=nome"),
         ("RUN --network=x a", "there are default, none, host", "--network=x"),
         ("RUN --security=x a", "there are sandbox, insecure", "--security=x"),
+        ("RUN --device=vendor.com/gpu=all a", "no build gets any here", "--device=vendor.com/gpu=all"),
         ("RUN --mount a", "needs a value", "--mount"),
         ("RUN --mount=type=x,target=/a b", "no mount of type 'x'", "--mount=type=x,target=/a"),
         ("RUN --network=none --network=none a", "stands twice", "--network=none"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from nbcontainer.build.request import BuildOutput
+from nbcontainer.build.request import BuildOutput, CacheSource
 from nbcontainer.engine.build_verbs import built_message, secret_value, variable_value
 from nbcontainer.engine.door import FAILED, SecretSource
 from nbcontainer.engine.verbs import dispatch
@@ -35,6 +35,7 @@ def test_options_reach_the_builder(session, monkeypatch):
         session,
         "-t a -t b:1 -f D --build-arg X=1 --build-arg HERE --build-arg GONE --target t --no-cache --pull"
         " --platform arm64 --network none --label l=1 --add-host db:10.0.0.1 --add-host six=::1"
+        " --cache-from app:1 --cache-from type=registry,ref=app:2 --cache-from type=local,src=d --cache-to type=inline"
         " -o type=oci,dest=x.tar -o folder --progress tree -q --ssh default=/s --var v --secret id=s,src=f ctx",
     )
     options = request.options
@@ -50,6 +51,12 @@ def test_options_reach_the_builder(session, monkeypatch):
         BuildOutput(kind="oci", destination="x.tar"),
         BuildOutput(kind="local", destination="folder"),
     )
+    assert options.cache_from == (
+        CacheSource(kind="image", place="app:1"),
+        CacheSource(kind="registry", place="app:2"),
+        CacheSource(kind="local", place="d"),
+    )
+    assert options.inline_cache
     assert options.agents == {"default": "/s"}
     assert request.secrets == (SecretSource(id="s", kind="file", where="f"),)
     assert options.epoch is None
@@ -81,6 +88,13 @@ def test_epoch(session, monkeypatch):
         ("--squash .", "COPY --from"),
         ("--context a b", "given twice"),
         ("--ssh x= .", "there is no agent"),
+        ("--cache-from type=gha .", "write NAME, type=registry,ref=NAME or type=local,src=PATH"),
+        ("--cache-from type=registry,src=f .", "cannot be used here"),
+        ("--cache-from type=local,ref=f .", "cannot be used here"),
+        ("--cache-from type=s3,region=x .", "has 'region=x'"),
+        ("--cache-from app:! .", "'app:!'"),
+        ("--cache-to type=registry,ref=x .", "a cache is written into the image and nowhere else"),
+        ("--cache-to x .", "--cache-to type=inline"),
     ],
 )
 def test_what_cannot_be_read(session, line, sentence):

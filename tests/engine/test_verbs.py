@@ -255,7 +255,7 @@ def test_defaults_leave_the_choice_to_the_engine():
         ("", ["needs an IMAGE", "usage:"]),
         ("--network bridge debian", ["--network must be none or host", "'bridge'"]),
         ("--rm=false debian", ["--rm is a switch"]),
-        ("-it debian bash", ["-i", "no terminal"]),
+        ("--detach-keys ctrl-p debian bash", ["--detach-keys", "only in a terminal"]),
         ("-m much debian", ["'much'", "256m"]),
         ("--memory -5 debian", ["'-5'", "256m"]),
         ("--cpus two debian", ["--cpus 'two'", "1.5"]),
@@ -447,6 +447,12 @@ def test_verbs_ask_the_engine_and_answer_something_readable(session, engine, lin
     assert shown in str(answer)
 
 
+def test_a_removal_that_takes_only_the_name_says_so(session, engine):
+    """While somebody builds, the layers stay, and it is told when they will go."""
+    engine.busy = True
+    assert "Its layers go with the next removal" in str(dispatch(session, ["rmi", "debian"]))
+
+
 def test_several_names_inspect_to_a_list(session):
     """One name is an object, several are a list."""
     one: Any = dispatch(session, ["inspect", "debian"])
@@ -551,7 +557,7 @@ def test_exec_keeps_the_command_verbatim(session):
     assert session.requests[-1].options.detached
     for line, words in (
         ("exec", "needs a CONTAINER"),
-        ("exec -t work sh", "no terminal"),
+        ("exec --detach-keys ctrl-p work sh", "only in a terminal"),
         ("exec --privileged work sh", "--cap-add"),
     ):
         with pytest.raises(InvalidOption, match=words):

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbcontainer.build.claims import claims_in
 from nbcontainer.dockerfile import Ignore, Verdict, expand, expand_text, expand_word, global_arguments, lint, parse
 from nbcontainer.errors import DockerfileError, InvalidImage, InvalidReference, StorageError, printable
 from nbcontainer.layers.apply import ApplyLimits, apply
@@ -200,6 +201,14 @@ def documents_made(data: bytes) -> None:
     documents(*make_document(Choices(data)))
 
 
+def claims(data: bytes) -> None:
+    """What an image's config says of its steps is read or refused, and speaks of the image's own layers only."""
+    with contextlib.suppress(InvalidImage):
+        found = claims_in(data, layers=2)
+        assert claims_in(data, layers=2) == found
+        assert all(claim.layer in (0, 1) and key == claim.key for key, claim in found.items())
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -300,7 +309,7 @@ def ignore(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
-        protocol, protocol_made, datagram, layer, layer_made, documents, documents_made, reference, reference_made,
+        protocol, protocol_made, datagram, layer, layer_made, documents, documents_made, claims, reference, reference_made,
         dockerfile, dockerfile_made, words, ignore,
     )
 }  # fmt: skip

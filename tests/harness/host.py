@@ -74,7 +74,12 @@ def _peers(*names: str) -> str:
     return f"needs {', '.join(missing)} on PATH." if missing else ""
 
 
-PROBED = ("root", "userns", "overlay", "subids", "network", "peers")
+def _browser() -> str:
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return "" if any(shutil.which(name) for name in names) else "needs a browser: apt install chromium."
+
+
+PROBED = ("root", "userns", "overlay", "subids", "network", "peers", "browser")
 """The markers that depend on the host (`slow` does not)."""
 
 
@@ -91,5 +96,6 @@ def absence(marker: str, *arguments: str) -> str:
         "subids": _subids,
         "network": _network,
         "peers": _peers,
+        "browser": _browser,
     }
     return probes[marker](*arguments)

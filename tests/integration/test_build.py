@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer import errors
+from nbcontainer.model import Platform
+from nbcontainer.testing.images import tiny_layer
 from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import deserted_cgroups
 from tests.integration.fixtures import OWN_TIER
@@ -28,6 +30,7 @@ from tests.integration.tiers import AT_REST, Raised, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Tier
 
 
@@ -241,7 +244,10 @@ def test_copy_forms(tier: Tier) -> None:
     files = {"x/1.py": "1", "x/2.py": "2", "x/deep/3.txt": "3", "y.cfg": "y", "z.cfg": "z"}
     folder = context(tier, files)
     os.symlink("../y.cfg", f"{folder}/x/link")
+    os.chmod(f"{folder}/x", 0o711)
     text = f"""\
+FROM {tier.image} AS other
+RUN mkdir -p -m 750 /o/p && touch /o/p/q && chmod 705 /o
 FROM {tier.image}
 RUN mkdir /target /real && ln -s /real /alias
 COPY x/*.py *.cfg /py/
@@ -255,6 +261,7 @@ one
 $PATH
 two
 COPY --parents x/deep/3.txt x/./deep /parents/
+COPY --parents --from=other /o/p/q /parents/
 COPY --exclude=*.py x /excluded/
 COPY --link y.cfg /linked/y
 COPY --chown=12:34 y.cfg /owned
@@ -264,14 +271,14 @@ COPY --chown=12:34 y.cfg /owned
 ls /py; cat /exact /target/y.cfg /real/in-real; echo
 cat /here/one /here/two
 ls /parents/deep /parents/x/deep; ls /excluded; readlink /modes/link; cat /linked/y; echo
-stat -c '%a %n' /modes /modes/1.py /modes/deep /exact
+stat -c '%a %n' /modes /modes/1.py /modes/deep /exact /parents/x /parents/o /parents/o/p
 stat -c '%u:%g' /owned
 """
     result = tier.driver.run(image="copied", script=script)
     owner = "12:34" if tier.has_users else "0:0"
     assert result.stdout == (
         "1.py\n2.py\ny.cfg\nz.cfg\nyyz\n/bin:/usr/bin\n$PATH\n/parents/deep:\n3.txt\n\n/parents/x/deep:\n3.txt\ndeep\nlink\n../y.cfg\ny\n"
-        f"755 /modes\n644 /modes/1.py\n744 /modes/deep\n604 /exact\n{owner}\n"
+        f"755 /modes\n644 /modes/1.py\n744 /modes/deep\n604 /exact\n711 /parents/x\n705 /parents/o\n750 /parents/o/p\n{owner}\n"
     )
 
 
@@ -548,3 +555,64 @@ EOF
 """
     tier.driver.build(text, "scripts")
     assert tier.driver.run("cat", "/made", "/shell", image="scripts").stdout == "xxx3\n"
+
+
+@OWN_TIER
+def test_a_removal_does_not_wait_for_a_build(tier: Tier) -> None:
+    """While somebody builds in the store only the name goes, and with the next removal what it named."""
+    text = f"FROM {tier.image}\nRUN echo {time.monotonic_ns()} > /x\n"
+    built = tier.driver.build(text, "goes")
+    tier.driver.call("clear_build_cache")
+    manifest = Path(tier.store) / "blobs" / built["digest"].replace(":", "/")
+    with tier.spawn() as other:
+        other.begin_build(f"FROM {tier.image}\nRUN echo on; sleep 60\n")
+        other.wait_for_output(b"on")
+        began = time.monotonic()
+        removed = tier.driver.call("remove_image", "goes")
+        assert time.monotonic() - began < 20
+        assert (removed.untagged, removed.deleted, removed.deferred) == (("goes:latest",), (), True)
+        with pytest.raises(Raised, match="goes"):
+            tier.driver.call("inspect_image", "goes")
+        assert manifest.exists()
+        other.interrupt()
+        with pytest.raises(Raised):
+            other.finish()
+    tier.driver.build(f"FROM {tier.image}\nLABEL a=b\n", "also")
+    removed = tier.driver.call("remove_image", "also")
+    assert not removed.deferred
+    assert not manifest.exists()
+
+
+@OWN_TIER
+def test_errors_point_at_the_place(tier: Tier) -> None:
+    """A source that is not there is underlined, and an error of a registry stays one, with the line of its FROM."""
+    text = f"FROM {tier.image}\nCOPY a.txt \\\n  nowhere.txt /data/\n"
+    with pytest.raises(Raised) as caught:
+        tier.driver.build(text, folder=context(tier, {"a.txt": "a"}))
+    assert caught.value.is_a(errors.NotFound)
+    assert str(caught.value).startswith("line 3: 'nowhere.txt' is not in the build context")
+    assert "3 |   nowhere.txt /data/\n  |   ^^^^^^^^^^^\n" in f"{caught.value}\n"
+    with pytest.raises(Raised) as caught:
+        tier.driver.build(f"FROM {tier.image} AS one\nFROM {tier.image}\nCOPY --from=one /bin/none /x\n")
+    assert "COPY --from=one /bin/none /x\n  |                 ^^^^^^^^^\n" in f"{caught.value}\n"
+    with pytest.raises(Raised) as caught:
+        tier.driver.build("FROM scratch AS one\nFROM 127.0.0.1:1/x\n")
+    assert caught.value.is_a(errors.RegistryUnreachable)
+    assert str(caught.value).startswith("line 2: ")
+
+
+@OWN_TIER
+def test_a_base_for_another_platform(tier: Tier, registry: InProcessRegistry) -> None:
+    """BuildKit's check InvalidBaseImagePlatform: a warning, an error or nothing, as the Dockerfile has it."""
+    foreign = Platform("linux", "s390x")
+    registry.add_image("foreign", "latest", layers=[tiny_layer({"a": b"x"})], platform=foreign)
+    text = f"FROM {registry.reference('foreign')}\nCOPY --from={tier.image} /bin/true /\n"
+    tier.driver.begin_build(text)
+    tier.driver.wait_for_event("BuildWarning")
+    tier.driver.finish()
+    with pytest.raises(Raised, match=r"InvalidBaseImagePlatform: .* is made for linux/s390x, and this build is for"):
+        tier.driver.build(f"# check=error=true\n{text}")
+    tier.driver.begin_build(f"# check=skip=InvalidBaseImagePlatform\n{text}")
+    tier.driver.finish()
+    with pytest.raises(AssertionError, match="it ended without BuildWarning"):
+        tier.driver.wait_for_event("BuildWarning")

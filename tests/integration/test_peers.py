@@ -8,16 +8,13 @@ names, types, modes, owners, link targets, groups of hard links, extended attrib
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +25,11 @@ import requests
 from nbcontainer import Engine, Settings
 from nbcontainer.testing.images import build_image
 from nbcontainer.testing.rootfs import PYTHON, python_layer, root_layer
+from tests.integration.programs import copy, run, tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from tests.harness.leaks import Leaks
 
 pytestmark = [
     pytest.mark.root,
@@ -41,12 +38,6 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-_REGISTRY = """\
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: {folder}}}}}
-http: {{addr: "{host}"}}
-"""
 _PUSHED_BY = {
     "docker": (
         "application/vnd.docker.distribution.manifest.v2+json",
@@ -95,91 +86,6 @@ _OURS = ("proc", "sys", "dev", "etc/hosts", "etc/hostname", "etc/resolv.conf")
 _LISTING = "cat /etc/passwd; cd /; ls -lnR --time-style=full-iso bin etc home things 2>&1 | grep -v -e hosts -e hostname -e resolv.conf -e ^total; echo $((6 * 7))"
 
 Tree = dict[str, dict[str, Any]]
-
-
-# --- the other programs -----------------------------------------------------------------------------------------------
-
-
-def tool(name: str) -> str:
-    """Where a program is; the distribution's own first, since docker's client and daemon must match."""
-    path = shutil.which(name, path=f"/usr/bin:/usr/sbin:{os.environ.get('PATH', os.defpath)}")
-    assert path is not None
-    return path
-
-
-def run(name: str, *arguments: str, **options: Any) -> str:
-    """Run a program that must succeed, and answer what it wrote."""
-    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True, check=False, timeout=100, **options)
-    assert done.returncode == 0, f"{name} {' '.join(arguments)}: {done.stderr}"
-    return str(done.stdout)
-
-
-def copy(source: str, destination: str, *options: str) -> None:
-    """`skopeo copy` on loopback."""
-    insecure = ("--insecure-policy", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "--quiet")
-    run("skopeo", *insecure, *options, source, destination)
-
-
-@contextlib.contextmanager
-def running(leaks: Leaks, argv: Sequence[str], ready: Callable[[], bool], log: Path) -> Iterator[None]:
-    """Run a server until the end of the block, allowing it to have processes of its own."""
-    with log.open("wb") as output, subprocess.Popen(argv, stdout=output, stderr=output) as process:
-        try:
-            deadline = time.monotonic() + 60
-            while not ready():
-                assert process.poll() is None, log.read_text(errors="replace")
-                assert time.monotonic() < deadline, log.read_text(errors="replace")
-                time.sleep(0.05)
-            with leaks.allowing(trees=[process.pid], fds=[str(log)]):
-                yield
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-@pytest.fixture(scope="session")
-def peers_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Lend a folder for everything here, and remove it: there are too many bytes to keep for reading later."""
-    folder = tmp_path_factory.mktemp("peers")
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
-def registry_host(peers_folder: Path, leaks: Leaks) -> Iterator[str]:
-    """Lend the address of a registry."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    configuration = peers_folder / "registry.yml"
-    configuration.write_text(_REGISTRY.format(folder=peers_folder / "registry", host=f"127.0.0.1:{port}"))
-
-    def accepts() -> bool:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return True
-        return False
-
-    argv = [tool("docker-registry"), "serve", str(configuration)]
-    with running(leaks, argv, accepts, peers_folder / "registry.log"):
-        yield f"127.0.0.1:{port}"
-
-
-@pytest.fixture(scope="session")
-def docker(peers_folder: Path, leaks: Leaks) -> Iterator[Callable[..., str]]:
-    """Lend docker with a daemon and a store of its own."""
-    address = f"unix://{peers_folder}/docker.sock"
-    argv = [
-        tool("dockerd"), "--data-root", f"{peers_folder}/docker", "--exec-root", f"{peers_folder}/docker-run",
-        "--pidfile", f"{peers_folder}/docker.pid", "--host", address, "--storage-driver", "overlay2", "--bridge", "none",
-        "--iptables=false", "--ip6tables=false",
-    ]  # fmt: skip
-
-    def answers() -> bool:
-        command = [tool("docker"), "--host", address, "info"]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-    with running(leaks, argv, answers, peers_folder / "dockerd.log"):
-        yield lambda *arguments: run("docker", "--host", address, *arguments)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

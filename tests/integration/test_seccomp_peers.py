@@ -14,15 +14,12 @@ from nbcontainer import Engine, Settings
 from nbcontainer.runtime import profile
 from nbcontainer.testing.rootfs import PYTHON, python_layer, root_layer
 from tests.integration import system_calls
-from tests.integration.test_peers import docker, peers_folder
 from tests.runtime.test_seccomp import FACTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from nbcontainer.testing.registry import InProcessRegistry
-
-__all__ = ["docker", "peers_folder"]
 
 pytestmark = [
     pytest.mark.root,

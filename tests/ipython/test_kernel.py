@@ -115,6 +115,8 @@ def test_a_container_on_behind_outlives_its_kernel(kernel):
     ended = kernel.run("%container rm -f web")
     assert ended["display"] == ["web"]
     assert "no containers" in kernel.run("%container ps -a")["display"][0]
+    # what the killed kernel's launcher left is swept by the next one
+    assert kernel.run("%%container host\ntrue\n")["error"] is None
 
 
 def test_status_and_tables_are_displayed(kernel):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.engine.control import Answer
     from nbcontainer.engine.monitor.checks import Checks
+    from nbcontainer.engine.monitor.terminal import HeldTerminal
     from nbcontainer.engine.records import Stored
     from nbcontainer.engine.session import Session
     from nbcontainer.model import RunResult
@@ -114,8 +115,9 @@ class Monitor:
         self._directory = self._session.records.path(ContainerId(handover.container))
         self._checks: Checks | None = None
         self._began = time.monotonic()
-        self._input: BinaryIO | None = None
+        self._input: BinaryIO | HeldTerminal | None = None
         self._input_writer = -1
+        self._held: HeldTerminal | None = None
 
     def serve(self) -> None:
         """All lives of the container."""
@@ -129,7 +131,9 @@ class Monitor:
         handlers = {"halt": self._halt, "attach": self._attach}
         thread = threading.Thread(target=control.serve, args=(listener, handlers), name="control", daemon=True)
         try:
-            if service.interactive:
+            if _has_terminal(stored):
+                self._hold_terminal()
+            elif service.interactive:
                 self._open_input()
             thread.start()
             with contextlib.suppress(KeyboardInterrupt):  # see `_end`
@@ -264,8 +268,15 @@ class Monitor:
         return {"ok": True}, ()
 
     def _attach(self, message: dict[str, Any]) -> Answer:  # noqa: ARG002 - every handler has this shape
-        writer = self._input_writer
-        return {"ok": True, "stdin": writer >= 0}, () if writer < 0 else (writer,)
+        held = self._held
+        writer = self._input_writer if held is None else held.master
+        answer = {"ok": True, "stdin": writer >= 0, "terminal": held is not None}
+        return answer, () if writer < 0 else (writer,)
+
+    def _hold_terminal(self) -> None:
+        from nbcontainer.engine.monitor.terminal import HeldTerminal
+
+        self._input = self._held = HeldTerminal()
 
     def _open_input(self) -> None:
         """Standard input that stays open: who attaches writes into it."""
@@ -279,6 +290,11 @@ class Monitor:
         if not self._told_to_end:
             self._told_to_end = True
             raise KeyboardInterrupt
+
+
+def _has_terminal(stored: Stored) -> bool:
+    spec = stored.fields.get("spec")
+    return isinstance(spec, dict) and spec.get("terminal") is True
 
 
 def _was_executed(pid: object) -> bool:

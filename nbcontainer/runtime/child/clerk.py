@@ -110,7 +110,7 @@ def _serve(requests: socket.socket, removals: socket.socket, names: Iterable[str
         except ProtocolError:
             continue
         if received is None:
-            os._exit(0)
+            _leave(parent)
         request, fds = received
         if isinstance(request, Task) and fds:
             _perform(request, fds, requests)
@@ -130,6 +130,14 @@ def _join(launcher: int, here: int, leaf: str) -> None:
     os.close(here)
     if leaf:
         processes.write_text(f"{leaf}/cgroup.procs", "0")
+
+
+def _leave(launcher: int) -> NoReturn:
+    """End when tasks and janitor have, if the launcher ends in good order; at once, tasks with us, if it was killed."""
+    with contextlib.suppress(ChildProcessError):
+        while os.getppid() == launcher:
+            os.wait()
+    os._exit(0)
 
 
 def _perform(request: Task, fds: list[int], requests: socket.socket) -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.runtime.protocol import Room, Run
 
-__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report"]
+__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report", "tell"]
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
@@ -100,7 +100,8 @@ class Prepared:
     def start(self, request: Run, fds: list[int]) -> None:
         """Hand the request over: the control socket to PID 1, everything to the command's process."""
         socket.send_fds(self._to_init, [b"."], fds[:1])
-        send(self._to_command, Execute(request.argv, request.environment, request.script), tuple(fds))
+        command = Execute(request.argv, request.environment, request.script, request.rows, request.columns)
+        send(self._to_command, command, tuple(fds))
 
     def is_alive(self) -> bool:
         """Whether PID 1 has not ended."""
@@ -305,7 +306,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     try:
         if problem or built is None:
             raise setup.SetupError(problem or "the request has no room", code)
-        setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda: control.sendall(started))
+        setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
     except setup.SetupError as trouble:
         report(control, str(trouble), trouble.exit_code)
     except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
@@ -333,6 +334,14 @@ def filter_of(room: Room, filters: Mapping[str, bytes]) -> bytes:
     if not program:
         raise setup.SetupError(f"system-call filter {room.filter!r} is not among those this launcher was started with")
     return program
+
+
+def tell(control: socket.socket, message: bytes, master: int) -> None:
+    """Send an encoded message, and with it the master of a terminal if there is one."""
+    if master < 0:
+        control.sendall(message)
+    else:
+        socket.send_fds(control, [message], [master])
 
 
 def report(control: socket.socket, message: str, exit_code: int) -> None:

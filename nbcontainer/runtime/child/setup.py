@@ -13,9 +13,9 @@ import errno
 import os
 import stat
 
-from nbcontainer._linux import mounts, processes, syscalls
+from nbcontainer._linux import mounts, processes, syscalls, terminals
 from nbcontainer._linux.values import value
-from nbcontainer.runtime.child import accounts, limits, stage
+from nbcontainer.runtime.child import accounts, limits, stage, terminal
 from nbcontainer.runtime.places import SCRIPT_PATH
 
 TYPE_CHECKING = False
@@ -411,6 +411,7 @@ class Built:
     account: accounts.Account
     program_filter: bytes
     script: int
+    terminal: terminals.Pair | None = None
 
 
 def settle(
@@ -431,7 +432,8 @@ def settle(
             script = os.open(script_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         except OSError as problem:
             raise SetupError(f"the cell's text cannot be put at {script_path}: {problem.strerror}") from problem
-        os.fchmod(script, 0o444)
+        _close_to_others(script, account)
+    pair = _terminal(account, console=make_directory) if room.terminal else None
     os.umask(0o022)
     if make_directory:
         _make_working_directory(room.working_directory)
@@ -442,7 +444,22 @@ def settle(
     if room.filter in _EARLY_FILTERS and room.no_new_privileges:
         _load_filter(room, program_filter)
         program_filter = b""
-    return Built(room, account, program_filter, script)
+    return Built(room, account, program_filter, script, pair)
+
+
+def _close_to_others(script: int, account: accounts.Account) -> None:
+    """Let the cell's text be read by the command's user alone."""
+    if account.uid != 0:
+        with contextlib.suppress(OSError):  # an id outside the map, which is told when it is taken on
+            os.fchown(script, account.uid, account.gid)
+    os.fchmod(script, 0o400)
+
+
+def _terminal(account: accounts.Account, *, console: bool) -> terminals.Pair:
+    try:
+        return terminal.make(account, console=console)
+    except OSError as problem:
+        raise SetupError(f"the container cannot have a terminal: {problem.strerror or problem}") from problem
 
 
 def _is_final(account: accounts.Account, *, single_id: bool) -> bool:
@@ -450,12 +467,20 @@ def _is_final(account: accounts.Account, *, single_id: bool) -> bool:
     return account.uid == 0 or single_id
 
 
-def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announce: Callable[[], None]) -> None:
-    """Become the command: descriptors, user, directory, execve. Returns only by raising."""
+def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announce: Callable[[int], None]) -> None:
+    """Become the command: descriptors, user, directory, execve. Returns only by raising.
+
+    `announce` is called with the master of the command's terminal, or -1, when nothing but the execve is left.
+    """
     room, account = built.room, built.account
     if built.script >= 0:
         _fill(built.script, request.script)
     environment = _environment(request, built)
+    pair = built.terminal
+    if pair is not None:
+        stdio = (pair.slave, pair.slave, pair.slave)
+        if request.rows and request.columns:
+            terminals.set_window_size(pair.master, request.rows, request.columns)
     for target, source in enumerate(stdio):
         os.dup2(source, target, inheritable=True)
         if account.uid != 0:
@@ -465,7 +490,9 @@ def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announc
     _enter_working_directory(room.working_directory)
     program = _find_program(request.argv[0], environment)
     limits.set_rlimits(room)
-    announce()  # a filter of one's own may know no socket
+    announce(pair.master if pair else -1)  # a filter of one's own may know no socket
+    if pair is not None:
+        terminals.take_control(0)
     if not room.no_new_privileges:
         limits.check_identity(room, account.uid)
     elif room.filter not in _EARLY_FILTERS:

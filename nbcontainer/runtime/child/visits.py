@@ -555,7 +555,8 @@ class _Door:
         joined.close()
         for fd in fds[2:]:
             os.close(fd)
-        self._last = None if request.room.script else request.room  # a text is opened before rights are dropped
+        # a text is opened before rights are dropped; a terminal that waits would take the first number
+        self._last = None if request.room.script or request.room.terminal else request.room
 
     def _prepare(self, requests: socket.socket) -> None:
         """In a calm moment, have a joiner drop everything for the room that was asked for last."""
@@ -669,11 +670,11 @@ def _become(built: setup.Built, request: Visit, control: socket.socket, joined: 
     """The command, in the container; returns only by raising."""
     started = encode(Started())
 
-    def announce() -> None:
+    def announce(master: int) -> None:
         _arrive(joined, detached=request.detached)
-        control.sendall(started)
+        init.tell(control, started, master)
 
-    command = Execute(request.argv, request.environment, request.script)
+    command = Execute(request.argv, request.environment, request.script, request.rows, request.columns)
     setup.execute(built, command, (fds[2], fds[3], fds[4]), announce)
 
 
