@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -51,8 +50,9 @@ _ECHOES = 20
 def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
     """Start the monitor of a placed container and wait until its command runs; raise what a run would raise.
 
-    The record is the monitor's from then on. A `fresh` container, one that has not been before, is thrown away when it
-    cannot be started and has no name, or when the wait is interrupted.
+    The record is the monitor's when it has been told; until then it stays the caller's to close. A `fresh` container,
+    one that has not been before, is thrown away when it cannot be started and has no name, or when the wait is
+    interrupted.
     """
     identity = os.path.basename(record.directory)
     handover = Handover(
@@ -62,39 +62,33 @@ def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
         fresh=fresh,
         path=tuple(os.path.abspath(each) for each in sys.path if each),
     )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    lock = record.hand_over()
     complaints = os.path.join(record.directory, _COMPLAINTS)
-    handed = False
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        try:
-            with theirs, open(complaints, "ab", opener=_private) as file:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), identity],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=file,
-                    start_new_session=True,
-                    cwd="/",
-                    env=_environment(),
-                )
-            with contextlib.suppress(OSError):  # it is told below
-                socket.send_fds(ours, [handover.encode()], [lock])
-            handed = True
-            process.wait()  # it forks and is nobody's child
-        except BaseException:
-            if fresh and not handed:
-                shutil.rmtree(record.directory, ignore_errors=True)
-            raise
-        finally:
-            os.close(lock)
+        with theirs, open(complaints, "ab", opener=_private) as file:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), identity],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+                cwd="/",
+                env=_environment(),
+            )
+        process.wait()  # it forks and is nobody's child
+        _hand_over(record, ours, handover)
         answer = _answer(ours)
     if answer is None:
         raise UnsupportedHost(f"container {identity[:12]} was not started: its monitor ended early{_said(complaints)}")
     if "error" in answer:
         failure = Failed(str(answer["error"]), str(answer.get("message", "")), int(answer.get("exit_code", 125)))
         raise error_from(failure)
+
+
+def _hand_over(record: Record, channel: socket.socket, handover: Handover) -> None:
+    with contextlib.suppress(OSError):  # it has ended already, which is told by its silence
+        record.hand_over(lambda lock: socket.send_fds(channel, [handover.encode()], [lock]))
 
 
 def _private(path: str, flags: int) -> int:

@@ -223,7 +223,7 @@ class Monitor:
                 except OSError:
                     self._halted.set()
                     self._unwanted = True
-                    raise KeyboardInterrupt from None
+                    raise KeyboardInterrupt from None  # `carry_out` takes it for an interrupt, which it is
 
     def _answer_failure(self) -> None:
         """Tell why it could not be started; everything of it has been put in order by now."""
@@ -238,7 +238,11 @@ class Monitor:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, "control"))
         if (service.remove or (self._unwanted and self._fresh)) and os.path.isdir(self._directory):
+            from nbcontainer.engine.volume_use import anonymous_of
+
+            volumes = anonymous_of(self._stored())
             self._session.discard(self._directory)
+            self._session.volumes.drop(volumes)
             self._session.close()
         os.close(self._lock)
         self._lock = -1
