@@ -40,6 +40,7 @@ __all__ = ["Handover", "main"]
 
 _MOST = 1 << 20
 _EXECUTING = 2.0
+_TOLD = "stopped: its monitor was told to end (SIGTERM), as when the machine goes down"
 _REMOVE = "nbcontainer.layers.remove"
 
 
@@ -138,6 +139,8 @@ class Monitor:
             thread.start()
             with contextlib.suppress(KeyboardInterrupt):  # see `_end`
                 self._live_on(service)
+            if self._told_to_end and self._stored().fields.get("finished") is None:  # it was just being started
+                self._update(finished=time.time(), exit_code=128 + signal.SIGTERM, reason=_TOLD)
         finally:
             self._session.close()
             with contextlib.suppress(OSError):
@@ -194,7 +197,7 @@ class Monitor:
                 self._checks = None
             record.close()
         if self._told_to_end:
-            self._update(reason="stopped: its monitor was told to end (SIGTERM), as when the machine goes down")
+            self._update(reason=_TOLD)
         return result
 
     def _is_running(self, service: Any) -> None:
