@@ -343,7 +343,12 @@ class Engine:
         session = self._connect()
         request = _request_behind(image, argv, options, script, shell)
         placed = self._placed(session, request, listener, failed)[1]
-        self._begin(session, placed.record, fresh=True)
+        try:
+            self._begin(session, placed.record, fresh=True)
+        except BaseException:
+            placed.abandon()
+            let_go(session, placed.spec, placed.volumes)
+            raise
         stored = session.records.again(Stored(directory=placed.record.directory, fields={}, locked=False))
         if stored is None:  # it was over at once, and thrown away
             stored = Stored(directory=placed.record.directory, fields=placed.record.fields, locked=False)
@@ -386,7 +391,10 @@ class Engine:
             record = session.records.reopen(stored)
             if not stored.service:
                 record.update(**plain_service())
-        self._begin(session, record, fresh=False)
+        try:
+            self._begin(session, record, fresh=False)
+        finally:
+            record.close()
         return (session.records.again(stored) or stored).summary()
 
     def restart_behind(self, container: str, *, grace: float | None = None) -> ContainerSummary:
@@ -414,13 +422,15 @@ class Engine:
         from nbcontainer.engine import services
 
         stored = self._records.find(container)
-        with services.log_from_now(stored) as follower:
-            if start:
-                self.start_behind(stored.id)
-                stored = self._records.find(stored.id)
-            result = services.attach(
-                self._records, self._lifecycle, stored, follower, stdin=stdin, output=output, pass_signals=pass_signals
-            )
+        result = services.attach(
+            self._records,
+            self._lifecycle,
+            stored,
+            begin=(lambda: self.start_behind(stored.id)) if start else None,
+            stdin=stdin,
+            output=output,
+            pass_signals=pass_signals,
+        )
         if check and not result.ok:
             raise bad_end(result, f"container {container}")
         return result

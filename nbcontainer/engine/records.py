@@ -194,11 +194,13 @@ class Record:
         """Forget what the last run left, for the next one."""
         self.update(**dict.fromkeys(_OF_ONE_RUN))
 
-    def hand_over(self) -> int:
-        """The locked descriptor, the caller's from now on: the lock is held as long as it or a copy of it is open."""
-        fd, self._fd = self._fd, -1
+    def hand_over(self, give: Callable[[int], object]) -> None:
+        """Have `give` send the locked descriptor to somebody else, whose the record is then.
+
+        The lock is held as long as a copy of it is open. When nobody takes it, which raises `OSError`, it stays ours.
+        """
+        give(self._fd)
         self.close()
-        return fd
 
 
 class ContainerRecords:

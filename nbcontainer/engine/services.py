@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.settings import Settings
     from nbcontainer.engine.views import LogLine
 
-__all__ = ["attach", "begin", "follow", "log_from_now"]
+__all__ = ["attach", "begin", "follow"]
 
 _COMPLAINTS = "monitor.err"
 _KEPT_VARIABLES = ("HOME", "JUPYTER_RUNTIME_DIR")
@@ -51,8 +50,9 @@ _ECHOES = 20
 def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
     """Start the monitor of a placed container and wait until its command runs; raise what a run would raise.
 
-    The record is the monitor's from then on. A `fresh` container, one that has not been before, is thrown away when it
-    cannot be started and has no name, or when the wait is interrupted.
+    The record is the monitor's when it has been told; until then it stays the caller's to close. A `fresh` container,
+    one that has not been before, is thrown away when it cannot be started and has no name, or when the wait is
+    interrupted.
     """
     identity = os.path.basename(record.directory)
     handover = Handover(
@@ -62,39 +62,33 @@ def begin(settings: Settings, record: Record, *, fresh: bool) -> None:
         fresh=fresh,
         path=tuple(os.path.abspath(each) for each in sys.path if each),
     )
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    lock = record.hand_over()
     complaints = os.path.join(record.directory, _COMPLAINTS)
-    handed = False
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
-        try:
-            with theirs, open(complaints, "ab", opener=_private) as file:
-                process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), identity],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=file,
-                    start_new_session=True,
-                    cwd="/",
-                    env=_environment(),
-                )
-            with contextlib.suppress(OSError):  # it is told below
-                socket.send_fds(ours, [handover.encode()], [lock])
-            handed = True
-            process.wait()  # it forks and is nobody's child
-        except BaseException:
-            if fresh and not handed:
-                shutil.rmtree(record.directory, ignore_errors=True)
-            raise
-        finally:
-            os.close(lock)
+        with theirs, open(complaints, "ab", opener=_private) as file:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", _program(), str(theirs.fileno()), identity],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+                cwd="/",
+                env=_environment(),
+            )
+        process.wait()  # it forks and is nobody's child
+        _hand_over(record, ours, handover)
         answer = _answer(ours)
     if answer is None:
         raise UnsupportedHost(f"container {identity[:12]} was not started: its monitor ended early{_said(complaints)}")
     if "error" in answer:
         failure = Failed(str(answer["error"]), str(answer.get("message", "")), int(answer.get("exit_code", 125)))
         raise error_from(failure)
+
+
+def _hand_over(record: Record, channel: socket.socket, handover: Handover) -> None:
+    with contextlib.suppress(OSError):  # it has ended already, which is told by its silence
+        record.hand_over(lambda lock: socket.send_fds(channel, [handover.encode()], [lock]))
 
 
 def _private(path: str, flags: int) -> int:
@@ -146,38 +140,37 @@ def follow(
         yield from within(follower.follow(is_over), since, until)
 
 
-@contextlib.contextmanager
-def log_from_now(stored: Stored) -> Iterator[LogFollower]:
-    """Lend a container's log, from where it ends now."""
-    with contextlib.closing(LogFollower(stored.directory)) as follower:
-        follower.skip()
-        yield follower
-
-
 def attach(
     records: ContainerRecords,
     lifecycle: Lifecycle,
     stored: Stored,
-    follower: LogFollower,
     *,
+    begin: Callable[[], object] | None,
     stdin: BinaryIO | Source | None,
     output: OutputSink,
     pass_signals: bool,
 ) -> RunResult:
     """Show what a running container writes, and write to it what can be read from `stdin`, until this life ends.
 
-    `follower` has its log from where it is to be shown.
+    What is shown begins now, or with the life that `begin` starts.
 
     With `pass_signals` Ctrl-C goes to the container as SIGINT; else it is raised, and the container goes on.
     """
     name = str(stored.fields.get("name") or stored.id[:12])
-    if not stored.locked:
+    if begin is None and (not stored.locked or stored.ending):
         raise Conflict(f"container {name} is not running; `%container start -a {name}` starts it and attaches")
-    if not stored.service:
+    if stored.locked and not stored.service:
         raise Conflict(f"container {name} runs in a notebook's cell or a terminal, and its output goes there")
     began = time.monotonic()
     with contextlib.ExitStack() as undo:
+        follower = undo.enter_context(contextlib.closing(LogFollower(stored.directory)))
         look = undo.enter_context(records.watching(stored))
+        follower.skip()
+        if begin is not None:
+            begin()
+        now = look()
+        if now.ending or not now.locked:  # it is over already, and nobody reads
+            stdin = None
         rest: Callable[[float], None] = time.sleep
         if stdin is not None:
             answer, fds = control.ask(stored.directory, "attach")

@@ -32,6 +32,7 @@ ROWS = [
         created=10.0,
         labels={"tier": "front"},
         exit_code=None,
+        health="healthy",
     ),
     RecordingEngine.container(
         "web-2", id="b" * 64, state="running", paused=True, image="docker.io/library/nginx:1.27", created=20.0
@@ -78,6 +79,9 @@ def chain_of(image: str) -> str:
     [
         ("status=running", "web-1"),
         ("status=paused", "web-2"),
+        ("status=restarting", ""),
+        ("health=healthy", "web-1"),
+        ("health=none name=web", "web-2"),
         ("status=exited status=dead", "job old"),
         ("name=web", "web-1 web-2"),
         ("name=^web-[2-9]$ name=job", "web-2 job"),
@@ -175,6 +179,7 @@ def test_images() -> None:
         ("stauts=exited", ["did you mean status?"]),
         ("colour=red", ["there are ancestor"]),
         ("status=stopped", ["no status 'stopped'"]),
+        ("health=helthy", ["no container's health is 'helthy'", "did you mean healthy?"]),
         ("exited=x", ["'x' is no exit code"]),
         ("dangling=perhaps", ["neither true nor false"]),
         ("name=[", ["no pattern"]),

@@ -359,12 +359,20 @@ def test_states_of_a_service(
 
 
 def test_a_lock_that_is_handed_over_holds(records: ContainerRecords) -> None:
-    """Whoever has the descriptor has the container, also when the one who gave it lets go."""
+    """Whoever has the descriptor has the container, also when the one who gave it lets go; if nobody took it, we do."""
     record = records.create(new_id(), fields(name="web", **SERVICE))
-    lock = record.hand_over()
+    taken: list[int] = []
+
+    def refuse(lock: int) -> None:
+        raise BrokenPipeError(lock)
+
+    with pytest.raises(BrokenPipeError):
+        record.hand_over(refuse)
+    assert records.find("web").locked
+    record.hand_over(lambda lock: taken.append(os.dup(lock)))
     assert not record.held
     assert records.find("web").locked
-    os.close(lock)
+    os.close(*taken)
     assert not records.find("web").locked
 
 

@@ -364,6 +364,11 @@ def test_start_and_attach(tier: Tier) -> None:
         assert driver.output["stdout"].endswith(b"end\n")
         assert before not in driver.output["stdout"]
         assert log(tier, "work") == before + driver.output["stdout"]
+        options = RunOptions(remove=True, service=ServiceOptions(interactive=True))
+        brief = tier.driver.call("create", tier.image, ("echo", "brief"), options=options)
+        driver.begin("attach", container=brief.id, start=True, typed=b"x\n")
+        assert driver.finish()["exit_code"] == 0
+        assert driver.output["stdout"] == b"brief\n"
 
 
 def test_health(tier: Tier) -> None:

@@ -40,6 +40,7 @@ __all__ = ["Handover", "main"]
 
 _MOST = 1 << 20
 _EXECUTING = 2.0
+_TOLD = "stopped: its monitor was told to end (SIGTERM), as when the machine goes down"
 _REMOVE = "nbcontainer.layers.remove"
 
 
@@ -138,6 +139,8 @@ class Monitor:
             thread.start()
             with contextlib.suppress(KeyboardInterrupt):  # see `_end`
                 self._live_on(service)
+            if self._told_to_end and self._stored().fields.get("finished") is None:  # it was just being started
+                self._update(finished=time.time(), exit_code=128 + signal.SIGTERM, reason=_TOLD)
         finally:
             self._session.close()
             with contextlib.suppress(OSError):
@@ -194,7 +197,7 @@ class Monitor:
                 self._checks = None
             record.close()
         if self._told_to_end:
-            self._update(reason="stopped: its monitor was told to end (SIGTERM), as when the machine goes down")
+            self._update(reason=_TOLD)
         return result
 
     def _is_running(self, service: Any) -> None:
@@ -223,7 +226,7 @@ class Monitor:
                 except OSError:
                     self._halted.set()
                     self._unwanted = True
-                    raise KeyboardInterrupt from None
+                    raise KeyboardInterrupt from None  # `carry_out` takes it for an interrupt, which it is
 
     def _answer_failure(self) -> None:
         """Tell why it could not be started; everything of it has been put in order by now."""
@@ -238,7 +241,11 @@ class Monitor:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, "control"))
         if (service.remove or (self._unwanted and self._fresh)) and os.path.isdir(self._directory):
+            from nbcontainer.engine.volume_use import anonymous_of
+
+            volumes = anonymous_of(self._stored())
             self._session.discard(self._directory)
+            self._session.volumes.drop(volumes)
             self._session.close()
         os.close(self._lock)
         self._lock = -1
