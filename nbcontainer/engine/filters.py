@@ -37,13 +37,14 @@ __all__ = [
     "names_match",
 ]
 
-CONTAINER_FILTERS = ("ancestor", "before", "exited", "id", "label", "name", "since", "status", "volume")
+CONTAINER_FILTERS = ("ancestor", "before", "exited", "health", "id", "label", "name", "since", "status", "volume")
 CONTAINER_PRUNE_FILTERS = ("label", "until")
 IMAGE_FILTERS = ("before", "dangling", "label", "reference", "since", "until")
 VOLUME_FILTERS = ("dangling", "driver", "label", "name")
 VOLUME_PRUNE_FILTERS = ("all", "label")
 _MOMENTS = frozenset({"before", "since"})
-_STATES = ("created", "running", "paused", "exited", "dead")
+_STATES = ("created", "running", "paused", "restarting", "exited", "dead")
+_HEALTH = ("starting", "healthy", "unhealthy", "none")
 _UNTAGGED = "localhost/untagged"
 """How an image is called that a commit or build made without a name."""
 _SECONDS = re.compile(r"\d{1,12}(?:\.\d{1,9})?", re.ASCII)
@@ -89,6 +90,9 @@ def _checked(read: Filter, text: str) -> Filter:
     if read.name == "status" and read.value not in _STATES:
         hint = nearest(read.value, _STATES) or f"; there are {', '.join(_STATES)}"
         raise InvalidOption(f"filter {text!r}: there is no status {read.value!r}{hint}")
+    if read.name == "health" and read.value not in _HEALTH:
+        hint = nearest(read.value, _HEALTH) or f"; there are {', '.join(_HEALTH)}"
+        raise InvalidOption(f"filter {text!r}: there is no health {read.value!r}{hint}")
     if read.name == "exited" and not re.fullmatch(r"\d{1,3}", read.value, re.ASCII):
         raise InvalidOption(f"filter {text!r}: {read.value!r} is no exit code; write for example exited=0")
     if read.name in {"dangling", "all"} and read.value.lower() not in {"true", "false", "1", "0"}:
@@ -165,6 +169,7 @@ def filtered_containers(
         answers: dict[str, Callable[[], bool]] = {
             "status": lambda: each.value == ("paused" if row.paused else row.state),
             "name": lambda: names_match(each.value, row.name),
+            "health": lambda: each.value == (row.health or "none"),
             "id": lambda: row.id.startswith(each.value),
             "exited": lambda: row.state == "exited" and row.exit_code == int(each.value),
             "volume": lambda: each.value in row.mounted,

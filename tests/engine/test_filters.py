@@ -34,7 +34,13 @@ ROWS = [
         exit_code=None,
     ),
     RecordingEngine.container(
-        "web-2", id="b" * 64, state="running", paused=True, image="docker.io/library/nginx:1.27", created=20.0
+        "web-2",
+        id="b" * 64,
+        state="running",
+        paused=True,
+        image="docker.io/library/nginx:1.27",
+        created=20.0,
+        health="healthy",
     ),
     RecordingEngine.container(
         "job",
@@ -79,6 +85,8 @@ def chain_of(image: str) -> str:
         ("status=running", "web-1"),
         ("status=paused", "web-2"),
         ("status=exited status=dead", "job old"),
+        ("health=healthy", "web-2"),
+        ("health=none", "web-1 job old"),
         ("name=web", "web-1 web-2"),
         ("name=^web-[2-9]$ name=job", "web-2 job"),
         ("id=a", "web-1 job"),
@@ -176,6 +184,7 @@ def test_images() -> None:
         ("colour=red", ["there are ancestor"]),
         ("status=stopped", ["no status 'stopped'"]),
         ("exited=x", ["'x' is no exit code"]),
+        ("health=good", ["no health 'good'"]),
         ("dangling=perhaps", ["neither true nor false"]),
         ("name=[", ["no pattern"]),
         ("until=soon", ["24h"]),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer.errors import Conflict, InvalidImage, InvalidOption, UnsupportedHost, VolumeNotFound
-from nbcontainer.model import TmpfsMount, VolumeMount
+from nbcontainer.model import RunOptions, ServiceOptions, TmpfsMount, VolumeMount
 from nbcontainer.testing.rootfs import root_layer
 from tests.integration.tiers import Raised, wait_until
 
@@ -336,6 +336,39 @@ def test_build_leaves_volumes_in_the_image(tier: Tier, images: dict[str, str], v
     assert not volumes.exists() or os.listdir(volumes) == []
     assert looked(tier, "built-on-volume", "cat /data/built; ls /data | wc -l") == "built\n5\n"
     tier.driver.call("remove_image", "built-on-volume")
+
+
+def test_volumes_of_containers_on_behind(tier: Tier, images: dict[str, str], volumes: Path) -> None:
+    """A container on behind has its volumes filled; with --rm those made for it go with it, others stay."""
+    script = "ls /data | wc -l > /keep/count; echo ready; while ! test -e /keep/go; do sleep 0.02; done"
+    for remove_it in (True, False):
+        options = RunOptions(
+            name="web", remove=remove_it or None, service=ServiceOptions(), volumes=tuple(at("/keep", "results"))
+        )
+        tier.driver.call("launch", images["volumes"], (), options=options, script=script)
+        wait_until(lambda: tier.driver.call("logs", "web"), what="it is at work")
+        assert len(os.listdir(volumes)) == 3
+        with pytest.raises(Raised, match="in use by container web"):
+            tier.driver.call("remove_volume", "results")
+        assert tier.sh("cat /keep/count; touch /keep/go", mounts=at("/keep", "results")).stdout == "4\n"
+        if remove_it:
+            wait_until(lambda: os.listdir(volumes) == ["results"], what="what was made for it is gone")
+            tier.sh("rm /keep/go", mounts=at("/keep", "results"))
+        else:
+            assert tier.driver.call("wait", "web").exit_code == 0
+    assert len(os.listdir(volumes)) == 3
+    tier.driver.call("remove_container", "web", volumes=True)
+    remove(tier, "results")
+
+
+@pytest.mark.usefixtures("volumes")
+def test_volumes_of_a_container_on_behind_that_cannot_start(tier: Tier, images: dict[str, str]) -> None:
+    """What was made for a container without a name that cannot be started is taken back."""
+    options = RunOptions(service=ServiceOptions())
+    with pytest.raises(Raised, match="nonesuch"):
+        tier.driver.call("launch", images["volumes"], ("nonesuch",), options=options)
+    wait_until(lambda: not tier.driver.call("containers", everything=True), what="it is gone")
+    wait_until(lambda: not _names(tier), what="its volumes are gone")
 
 
 # --- order and parts -------------------------------------------------------------------------------------------------
