@@ -6,6 +6,7 @@ import io
 import os
 import tarfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,6 @@ from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Driver, Tier
@@ -80,8 +80,6 @@ def volumes(tier: Tier) -> Iterator[Path]:
 
 
 def _folder(tier: Tier) -> Path:
-    from pathlib import Path
-
     return Path(tier.store) / "volumes"
 
 
@@ -209,6 +207,22 @@ def test_filled_through_a_link(tier: Tier, images: dict[str, str]) -> None:
     script = "cat /away/first; ls /data | wc -l; readlink /away"
     assert looked(tier, images["plain"], script, mounts=at("/away", "filled")) == "first\n4\n/data\n"
     remove(tier, "filled")
+
+
+@pytest.mark.usefixtures("volumes")
+def test_filled_from_the_machine_itself(tier: Tier) -> None:
+    """On the host image a volume is filled with what this machine has there, and the machine's files stay as they are."""
+    place = tier.folder("hosted") if tier.user else Path("/etc/default")  # /tmp is hidden
+    if tier.user:
+        (place / "file").write_text("mine\n")
+    names = sorted(os.listdir(place))
+    script = f"ls -A {place}; rm {place}/{names[0]}; touch {place}/new-here"
+    found = tier.sh(script, image="host", mounts=at(str(place), "hosted")).stdout
+    assert sorted(found.splitlines()) == names
+    assert sorted(os.listdir(place)) == names
+    kept = tier.sh("ls -A /keep", mounts=at("/keep", "hosted")).stdout.splitlines()
+    assert sorted(kept) == sorted([*names[1:], "new-here"])
+    remove(tier, "hosted")
 
 
 @pytest.mark.parametrize(
