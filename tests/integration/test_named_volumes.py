@@ -210,6 +210,20 @@ def test_filled_through_a_link(tier: Tier, images: dict[str, str]) -> None:
 
 
 @pytest.mark.usefixtures("volumes")
+def test_settings_of_a_container_in_a_volume(tier: Tier) -> None:
+    """A volume over /etc keeps the image's files, and each container's own name and hosts are shown in it."""
+    script = "cat /etc/hostname; head -1 /etc/hosts; echo kept > /etc/mine"
+    for name in ("one", "two"):
+        found = tier.sh(script, hostname=name, mounts=at("/etc", "settings")).stdout
+        assert found.splitlines() == [name, "127.0.0.1\tlocalhost"]
+    found = tier.sh(
+        "cat /x/mine; wc -c < /x/hosts; head -1 /x/passwd", mounts=at("/x", "settings", read_only=True)
+    ).stdout
+    assert found.splitlines() == ["kept", "0", "root:x:0:0:root:/root:/bin/sh"]
+    remove(tier, "settings")
+
+
+@pytest.mark.usefixtures("volumes")
 def test_filled_from_the_machine_itself(tier: Tier) -> None:
     """On the host image a volume is filled with what this machine has there, and the machine's files stay as they are."""
     place = tier.folder("hosted") if tier.user else Path("/etc/default")  # /tmp is hidden
