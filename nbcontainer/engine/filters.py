@@ -43,7 +43,7 @@ IMAGE_FILTERS = ("before", "dangling", "label", "reference", "since", "until")
 VOLUME_FILTERS = ("dangling", "driver", "label", "name")
 VOLUME_PRUNE_FILTERS = ("all", "label")
 _MOMENTS = frozenset({"before", "since"})
-_STATES = ("created", "running", "restarting", "paused", "exited", "dead")
+_STATES = ("created", "running", "paused", "restarting", "exited", "dead")
 _HEALTH = ("starting", "healthy", "unhealthy", "none")
 _UNTAGGED = "localhost/untagged"
 """How an image is called that a commit or build made without a name."""
@@ -169,8 +169,8 @@ def filtered_containers(
         answers: dict[str, Callable[[], bool]] = {
             "status": lambda: each.value == ("paused" if row.paused else row.state),
             "name": lambda: names_match(each.value, row.name),
-            "id": lambda: row.id.startswith(each.value),
             "health": lambda: each.value == (row.health or "none"),
+            "id": lambda: row.id.startswith(each.value),
             "exited": lambda: row.state == "exited" and row.exit_code == int(each.value),
             "volume": lambda: each.value in row.mounted,
         }

@@ -53,17 +53,31 @@ def operations(
     steps += [{"op": "attach", "tree": tree, "target": tree} for tree in ("proc", "sys", "dev")]
     if spec.shm_size:
         steps.append({"op": "resize", "target": "/dev/shm", "size": spec.shm_size})  # noqa: S108 - the container's own
-    steps += _generated_files(spec)
+    generated = _generated_files(spec)
+    later = [step for step in generated if _lies_in_a_volume(step["target"], spec.mounts, stage)]
+    steps += [step for step in generated if step not in later]
     steps += [{"op": "write", "path": path.lstrip("/"), "text": text, "mode": 0o444} for path, text in spec.files]
     steps += [{"op": "mask", "target": mount.target} for mount in spec.root if mount.kind == "mask"]
     remaining = list(outside_mounts)
     for mount in spec.mounts:
         steps.append(_mount_step(mount, stage, remaining.pop(0) if mount.idmapped else -1))
+    steps += later
     steps += [_mounted_file(number, file) for number, file in enumerate(spec.mounted_files)]
     if spec.devices:
         nodes = [[device.source, device.target, device.access] for device in spec.devices]
         steps.append({"op": "devices", "fd": device_nodes, "nodes": nodes})
     return steps
+
+
+def _lies_in_a_volume(path: str, mounts: Sequence[Mount], stage: Stage) -> bool:
+    """Whether a file of ours would be hidden by a writable volume of the store, and by nothing at its own place.
+
+    It is shown over the volume then, as docker does it. In a folder of the person's it would leave an empty file.
+    """
+    if any(mount.target == path for mount in mounts):
+        return False
+    volumes = (each for each in mounts if each.source.startswith(f"{stage.store}/volumes/") and not each.read_only)
+    return any(path.startswith(f"{each.target}/") for each in volumes)
 
 
 def root_operations(root: Sequence[Mount], stage: Stage) -> list[Operation]:

@@ -35,7 +35,13 @@ ROWS = [
         health="healthy",
     ),
     RecordingEngine.container(
-        "web-2", id="b" * 64, state="running", paused=True, image="docker.io/library/nginx:1.27", created=20.0
+        "web-2",
+        id="b" * 64,
+        state="running",
+        paused=True,
+        image="docker.io/library/nginx:1.27",
+        created=20.0,
+        health="healthy",
     ),
     RecordingEngine.container(
         "job",
@@ -83,6 +89,8 @@ def chain_of(image: str) -> str:
         ("health=healthy", "web-1"),
         ("health=none name=web", "web-2"),
         ("status=exited status=dead", "job old"),
+        ("health=healthy", "web-2"),
+        ("health=none", "web-1 job old"),
         ("name=web", "web-1 web-2"),
         ("name=^web-[2-9]$ name=job", "web-2 job"),
         ("id=a", "web-1 job"),
@@ -181,6 +189,7 @@ def test_images() -> None:
         ("status=stopped", ["no status 'stopped'"]),
         ("health=helthy", ["no container's health is 'helthy'", "did you mean healthy?"]),
         ("exited=x", ["'x' is no exit code"]),
+        ("health=good", ["no health 'good'"]),
         ("dangling=perhaps", ["neither true nor false"]),
         ("name=[", ["no pattern"]),
         ("until=soon", ["24h"]),

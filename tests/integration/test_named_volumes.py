@@ -6,18 +6,18 @@ import io
 import os
 import tarfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nbcontainer.errors import Conflict, InvalidImage, InvalidOption, UnsupportedHost, VolumeNotFound
-from nbcontainer.model import TmpfsMount, VolumeMount
+from nbcontainer.model import RunOptions, ServiceOptions, TmpfsMount, VolumeMount
 from nbcontainer.testing.rootfs import root_layer
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Driver, Tier
@@ -80,8 +80,6 @@ def volumes(tier: Tier) -> Iterator[Path]:
 
 
 def _folder(tier: Tier) -> Path:
-    from pathlib import Path
-
     return Path(tier.store) / "volumes"
 
 
@@ -211,6 +209,36 @@ def test_filled_through_a_link(tier: Tier, images: dict[str, str]) -> None:
     remove(tier, "filled")
 
 
+@pytest.mark.usefixtures("volumes")
+def test_settings_of_a_container_in_a_volume(tier: Tier) -> None:
+    """A volume over /etc keeps the image's files, and each container's own name and hosts are shown in it."""
+    script = "cat /etc/hostname; head -1 /etc/hosts; echo kept > /etc/mine"
+    for name in ("one", "two"):
+        found = tier.sh(script, hostname=name, mounts=at("/etc", "settings")).stdout
+        assert found.splitlines() == [name, "127.0.0.1\tlocalhost"]
+    found = tier.sh(
+        "cat /x/mine; wc -c < /x/hosts; head -1 /x/passwd", mounts=at("/x", "settings", read_only=True)
+    ).stdout
+    assert found.splitlines() == ["kept", "0", "root:x:0:0:root:/root:/bin/sh"]
+    remove(tier, "settings")
+
+
+@pytest.mark.usefixtures("volumes")
+def test_filled_from_the_machine_itself(tier: Tier) -> None:
+    """On the host image a volume is filled with what this machine has there, and the machine's files stay as they are."""
+    place = tier.folder("hosted") if tier.user else Path("/etc/default")  # /tmp is hidden
+    if tier.user:
+        (place / "file").write_text("mine\n")
+    names = sorted(os.listdir(place))
+    script = f"ls -A {place}; rm {place}/{names[0]}; touch {place}/new-here"
+    found = tier.sh(script, image="host", mounts=at(str(place), "hosted")).stdout
+    assert sorted(found.splitlines()) == names
+    assert sorted(os.listdir(place)) == names
+    kept = tier.sh("ls -A /keep", mounts=at("/keep", "hosted")).stdout.splitlines()
+    assert sorted(kept) == sorted([*names[1:], "new-here"])
+    remove(tier, "hosted")
+
+
 @pytest.mark.parametrize(
     ("target", "words"),
     [("/file", "/file is a file in the image"), ("/nowhere", "a symbolic link there that leads nowhere")],
@@ -336,6 +364,39 @@ def test_build_leaves_volumes_in_the_image(tier: Tier, images: dict[str, str], v
     assert not volumes.exists() or os.listdir(volumes) == []
     assert looked(tier, "built-on-volume", "cat /data/built; ls /data | wc -l") == "built\n5\n"
     tier.driver.call("remove_image", "built-on-volume")
+
+
+def test_volumes_of_containers_on_behind(tier: Tier, images: dict[str, str], volumes: Path) -> None:
+    """A container on behind has its volumes filled; with --rm those made for it go with it, others stay."""
+    script = "ls /data | wc -l > /keep/count; echo ready; while ! test -e /keep/go; do sleep 0.02; done"
+    for remove_it in (True, False):
+        options = RunOptions(
+            name="web", remove=remove_it or None, service=ServiceOptions(), volumes=tuple(at("/keep", "results"))
+        )
+        tier.driver.call("launch", images["volumes"], (), options=options, script=script)
+        wait_until(lambda: tier.driver.call("logs", "web"), what="it is at work")
+        assert len(os.listdir(volumes)) == 3
+        with pytest.raises(Raised, match="in use by container web"):
+            tier.driver.call("remove_volume", "results")
+        assert tier.sh("cat /keep/count; touch /keep/go", mounts=at("/keep", "results")).stdout == "4\n"
+        if remove_it:
+            wait_until(lambda: os.listdir(volumes) == ["results"], what="what was made for it is gone")
+            tier.sh("rm /keep/go", mounts=at("/keep", "results"))
+        else:
+            assert tier.driver.call("wait", "web").exit_code == 0
+    assert len(os.listdir(volumes)) == 3
+    tier.driver.call("remove_container", "web", volumes=True)
+    remove(tier, "results")
+
+
+@pytest.mark.usefixtures("volumes")
+def test_volumes_of_a_container_on_behind_that_cannot_start(tier: Tier, images: dict[str, str]) -> None:
+    """What was made for a container without a name that cannot be started is taken back."""
+    options = RunOptions(service=ServiceOptions())
+    with pytest.raises(Raised, match="nonesuch"):
+        tier.driver.call("launch", images["volumes"], ("nonesuch",), options=options)
+    wait_until(lambda: not tier.driver.call("containers", everything=True), what="it is gone")
+    wait_until(lambda: not _names(tier), what="its volumes are gone")
 
 
 # --- order and parts -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from nbcontainer.model import ContainerId, ContainerSpec, Mount
@@ -43,6 +44,23 @@ def test_order() -> None:
         "bind",
     ]
     assert [step["target"] for step in steps if step["op"] == "attach"] == ["proc", "sys", "dev"]
+
+
+def test_files_of_ours_in_a_volume() -> None:
+    """A writable volume over /etc does not hide the container's name servers; what is put at their place does."""
+
+    def order(*mounts: Mount) -> list[str]:
+        steps = operations(spec(mounts=mounts), STAGE)
+        return [step["target"] for step in steps if step["op"] in {"generated", "bind"}]
+
+    files = ["/etc/hostname", "/etc/hosts", "/etc/resolv.conf"]
+    volume = Mount(kind="bind", source="/store/volumes/v/_data", target="/etc")
+    own = Mount(kind="bind", source="/home/me/hosts", target="/etc/hosts")
+    assert order(volume) == ["/etc", *files]
+    assert order(volume, own) == ["/etc/hosts", "/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf"]
+    assert order(Mount(kind="bind", source="/home/me/etc", target="/etc")) == [*files, "/etc"]
+    assert order(dataclasses.replace(volume, read_only=True)) == [*files, "/etc"]
+    assert order(dataclasses.replace(volume, target="/et")) == [*files, "/et"]
 
 
 def test_layers_are_found_on_the_stage() -> None:

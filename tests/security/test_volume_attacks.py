@@ -59,6 +59,13 @@ def attack(tier: Tier, **asked: Any) -> str:
         return str(raised)
 
 
+def begin_swapping(attacker: Driver, swap: str) -> None:
+    """Start a container that swaps a place of the volume for a link, and wait until it is at work."""
+    script = f"print('ready', flush=True)\n{swap}"
+    attacker.begin_run(script=script, shell=[PYTHON, "-I", "-S"], mounts=[at("/shared")], timeout=60)
+    attacker.wait_for_output(b"ready")
+
+
 @pytest.mark.parametrize("way", LEADING_OUT)
 def test_subpath_is_a_link(tier: Tier, outside: Path, way: str) -> None:
     """A link that a container left in a volume is not followed when that part of it is mounted (CVE-2021-30465)."""
@@ -77,7 +84,7 @@ def test_subpath_swapped_by_another_container(tier: Tier, outside: Path, way: st
     swap = SWAP.replace("{target}", way.format(outside=outside))
     seen: set[str] = set()
     with tier.spawn() as attacker:
-        attacker.begin_run(script=swap, shell=[PYTHON, "-I", "-S"], mounts=[at("/shared")], timeout=20, live=False)
+        begin_swapping(attacker, swap)
         began = time.monotonic()
         while time.monotonic() - began < 1.5:
             look = "cat /data/canary 2>/dev/null; ls -a /data"
@@ -94,7 +101,7 @@ def test_place_in_a_volume_swapped(tier: Tier, outside: Path, way: str) -> None:
     tier.sh("echo inner > /inner/mine", mounts=[at("/inner", "inner")])
     swap = SWAP.replace("{target}", way.format(outside=outside))
     with tier.spawn() as attacker:
-        attacker.begin_run(script=swap, shell=[PYTHON, "-I", "-S"], mounts=[at("/shared")], timeout=20, live=False)
+        begin_swapping(attacker, swap)
         look = f"cat {outside}/canary /data/place/canary 2>/dev/null; ls /data/place; true"
         began = time.monotonic()
         while time.monotonic() - began < 1.5:
@@ -272,11 +279,10 @@ def test_deep_and_strange_folders(tier: Tier) -> None:
 
 def test_swapped_while_it_is_counted_and_removed(tier: Tier, outside: Path) -> None:
     """Sizes are counted and volumes removed while a container swaps folders for links; nothing outside is touched."""
-    swap = "print('ready', flush=True)\n" + SWAP.replace("{target}", str(outside))
+    swap = SWAP.replace("{target}", str(outside))
     with tier.spawn() as attacker:
         tier.sh("mkdir /shared/place", mounts=[at("/shared")])
-        attacker.begin_run(script=swap, shell=[PYTHON, "-I", "-S"], mounts=[at("/shared")], timeout=20)
-        attacker.wait_for_output(b"ready")
+        begin_swapping(attacker, swap)
         for _ in range(20):
             tier.driver.call("disk_usage")
         _remove_used(tier)

@@ -237,15 +237,15 @@ class Monitor:
                 self._answer({"error": type(problem).__name__, "message": str(problem), "exit_code": code})
 
     def _leave(self, service: Any) -> None:
-        """Let go of the record; throw the container away if that is what was asked."""
+        """Let go of the record; throw the container, and the volumes made for it, away if that is what was asked."""
+        from nbcontainer.engine.volume_use import anonymous_of
+
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self._directory, "control"))
         if (service.remove or (self._unwanted and self._fresh)) and os.path.isdir(self._directory):
-            from nbcontainer.engine.volume_use import anonymous_of
-
-            volumes = anonymous_of(self._stored())
+            stored = self._stored()
             self._session.discard(self._directory)
-            self._session.volumes.drop(volumes)
+            self._session.volumes.drop(anonymous_of(stored), container=stored.id)
             self._session.close()
         os.close(self._lock)
         self._lock = -1
