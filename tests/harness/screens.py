@@ -86,6 +86,10 @@ class Screen:
         self.shown = self.shown[found[0].end() :]
         return found[0]
 
+    def sees(self, pattern: bytes, *, within: float) -> bool:
+        """Whether this is shown in time."""
+        return self._read(lambda: bool(re.search(pattern, self.shown)), within)
+
     def code(self, *, within: float = 20) -> int:
         """The exit code, when it has ended; what it showed until then is in `shown`."""
         assert self._read(lambda: self.process.poll() is not None, within), f"it has not ended: {self.shown!r}"
