@@ -176,6 +176,12 @@ class _Watch:
     def add(self, connection: socket.socket) -> None:
         self._unwatch.append(self._interrupt.watch(lambda: _shut_down(connection)))
 
+    def add_copy(self, connection: socket.socket) -> None:
+        """The same for one that TLS is about to take over: its descriptor goes elsewhere before the handshake."""
+        copy = connection.dup()
+        self._unwatch.append(copy.close)
+        self.add(copy)
+
     def release(self) -> None:
         while self._unwatch:
             self._unwatch.pop()()
@@ -207,6 +213,13 @@ class _TlsConnection(urllib3.connection.HTTPSConnection):
         super().connect()
         # Only read by the pool, to warn (process-wide) of what was asked for with the insecure setting.
         self.is_verified = True
+
+    def _new_conn(self) -> socket.socket:
+        connection = super()._new_conn()
+        watch = _WATCHER.get()
+        if watch is not None:
+            watch.add_copy(connection)
+        return connection
 
     def getresponse(self) -> Any:
         _announce(self.sock)

@@ -17,14 +17,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nbcontainer import Engine, Settings
 from nbcontainer.build.request import BuildOptions, BuildOutput, ContextSource
 from tests.integration.programs import copy, run
-from tests.integration.test_build_peers import base, engine, folder, history_of, settings_of, store, tree_of, whole
+from tests.integration.test_build_peers import (
+    Tree,
+    base,
+    engine,
+    folder,
+    history_of,
+    settings_of,
+    store,
+    tree_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     import io
 
-    from nbcontainer import Engine
+    from nbcontainer.model import Digest
 
 __all__ = ["base", "engine", "folder", "store"]
 
@@ -76,9 +87,9 @@ _MEANT = {
 """What differs on purpose, and why."""
 
 
-def changed(data: bytes, of: bytes, since: float) -> dict[str, Any]:
-    """What a tar has that another has not, or has otherwise; and what it lacks, as None."""
-    before, after = tree_of(of, since), tree_of(data, since)
+def changed(data: bytes, before: Tree, since: float) -> dict[str, Any]:
+    """What a tar has that another tree has not, or has otherwise; and what it lacks, as None."""
+    after = tree_of(data, since)
     found: dict[str, Any] = {name: None for name in before if name not in after}
     for name, fact in after.items():
         if fact != before.get(name):
@@ -96,7 +107,7 @@ def by_docker(text: str, base: str, folder: Path, place: Path) -> dict[str, Any]
     """What docker makes of it."""
     import tarfile
 
-    def exported(image: str, name: str) -> bytes:
+    def files_of(image: str, name: str) -> bytes:
         container = docker("create", image, "/none").strip()
         docker("export", "-o", str(place / name), container)
         docker("rm", container)
@@ -119,7 +130,8 @@ def by_docker(text: str, base: str, folder: Path, place: Path) -> dict[str, Any]
         (manifest,) = read("manifest.json")
         config = read(manifest["Config"])
     on_base = text.startswith(f"FROM {base}")
-    files = changed(exported("peer", "files.tar"), exported(base, "base.tar") if on_base else _EMPTY, since)
+    before = tree_of(files_of(base, "base.tar"), since) if on_base else {}
+    files = changed(files_of("peer", "files.tar"), before, since)
     if not on_base:
         del files["etc"]  # made by `docker create` for what it mounts
     return {
@@ -129,17 +141,33 @@ def by_docker(text: str, base: str, folder: Path, place: Path) -> dict[str, Any]
     }
 
 
-_EMPTY = bytes(1024)
-
-
 def told(config: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
     """An image as it is compared."""
     found = {"files": files, "settings": settings_of(config), "history": history_of(config)}
     return json.loads(json.dumps(found))  # type: ignore[no-any-return]
 
 
+def exported(engine: Engine, text: str, folder: Path, path: Path) -> tuple[Digest, bytes]:
+    """What we make of it: the image's id, and a tar of its files."""
+    output = BuildOutput(kind="tar", destination=str(path))
+    source = ContextSource(folder=str(folder))
+    built = engine.build(BuildOptions(context=source, dockerfile=text.encode(), outputs=(output,)))
+    assert built.image.id is not None
+    return built.image.id, path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def lower(base: str, store: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """Lend the files of the base as we have them."""
+    with Engine(Settings(root=store)) as engine:
+        text = f"FROM {base}\nLABEL of=base\n"
+        return tree_of(exported(engine, text, folder, tmp_path_factory.mktemp("lower") / "files.tar")[1], time.time())
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_as_newer_docker(case: str, *, base: str, folder: Path, engine: Engine, tmp_path: Path) -> None:
+def test_the_same_as_newer_docker(
+    case: str, *, base: str, lower: Tree, folder: Path, engine: Engine, tmp_path: Path
+) -> None:
     """Files, settings and history are those that are kept."""
     text = whole(CASES[case], base)
     golden = _GOLDEN / f"{case}.json"
@@ -149,15 +177,8 @@ def test_the_same_as_newer_docker(case: str, *, base: str, folder: Path, engine:
     kept = json.loads(golden.read_text())
     assert kept["dockerfile"] == text.replace(base, "BASE"), "the case has changed; make its golden file anew"
     since = time.time() - 60
-    trees = []
-    for number, dockerfile in enumerate((f"FROM {base}\nLABEL of=base\n", text)):
-        output = BuildOutput(kind="tar", destination=str(tmp_path / f"{number}.tar"))
-        source = ContextSource(folder=str(folder))
-        built = engine.build(BuildOptions(context=source, dockerfile=dockerfile.encode(), outputs=(output,)))
-        trees.append((tmp_path / f"{number}.tar").read_bytes())
-    assert built.image.id is not None
-    config = json.loads(Path(engine.settings.root, "blobs/sha256", built.image.id.hex).read_bytes())
-    lower = trees[0] if text.startswith(f"FROM {base}") else _EMPTY
-    ours = told(config, changed(trees[1], lower, since))
+    image, files = exported(engine, text, folder, tmp_path / "files.tar")
+    config = json.loads(Path(engine.settings.root, "blobs/sha256", image.hex).read_bytes())
+    ours = told(config, changed(files, lower if text.startswith(f"FROM {base}") else {}, since))
     for part in ("settings", "history", "files"):
         assert (ours[part] == kept[part]) is ((case, part) not in _MEANT), part

@@ -238,6 +238,21 @@ def test_trip_wakes_a_waiting_thread(listener, sent):
     transport.close()
 
 
+def test_trip_wakes_a_handshake(listener):
+    """A server that says nothing when TLS begins holds nobody up either."""
+    transport = RequestsTransport(timeout=30.0)
+    hold, interrupt = threading.Event(), Interrupt("the test")
+    thread = answer_once(listener, b"", hold)
+    threading.Timer(0.2, interrupt.trip).start()
+    start = time.monotonic()
+    with pytest.raises(TransferCancelled, match="the test was cancelled"):
+        get(transport, f"https://127.0.0.1:{listener.getsockname()[1]}/", interrupt)
+    assert time.monotonic() - start < 5
+    hold.set()
+    thread.join()
+    transport.close()
+
+
 def test_tripped_interrupt_sends_nothing(transport, registry):
     """After the wish to stop, no request is made."""
     interrupt = Interrupt("the test")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer import errors
+from nbcontainer.build.request import CacheSource
 from nbcontainer.testing.images import build_image, tiny_layer
 from tests.harness.leaks import deserted_cgroups
 from tests.integration.fixtures import OWN_TIER, TWO_TIERS
@@ -811,6 +812,7 @@ def busy(tier: Tier, registry: InProcessRegistry, phase: str) -> Iterator[Callab
     with contextlib.ExitStack() as undo:
         event = "StepStarted"
         folder = ""
+        options: dict[str, Any] = {"no_cache": True}
         if phase == "from":
             tag = f"slow{time.monotonic_ns()}"
             layer = tiny_layer({"big": os.urandom(8_000_000)})
@@ -825,6 +827,10 @@ def busy(tier: Tier, registry: InProcessRegistry, phase: str) -> Iterator[Callab
             text = f"FROM scratch\nADD http://127.0.0.1:{undo.enter_context(deaf())}/x /x\n"
         elif phase == "git":
             text = f"FROM scratch\nADD git://127.0.0.1:{undo.enter_context(deaf())}/x.git /x\n"
+        elif phase == "cache":
+            source = CacheSource(kind="registry", place=f"127.0.0.1:{undo.enter_context(deaf())}/x")
+            options = {"cache_from": (source,)}
+            text = f"FROM scratch\nWORKDIR /x{time.monotonic_ns()}\n"
         elif phase == "copy":
             folder = context(tier, {"a": "x"})
             for number in range(8):
@@ -840,7 +846,7 @@ def busy(tier: Tier, registry: InProcessRegistry, phase: str) -> Iterator[Callab
             text = f"FROM {tier.image}\n{cache} true\n"
 
         def begin(driver: Driver) -> None:
-            driver.begin_build(text, "attempt-in-the-middle", folder=folder, no_cache=True)
+            driver.begin_build(text, "attempt-in-the-middle", folder=folder, **options)
             driver.wait_for_event(event)
             time.sleep(0.4)
 
@@ -853,7 +859,7 @@ def _stop(driver: Driver) -> None:
         driver.finish()
 
 
-_PHASES = ["from", "url", "silent-url", "git", "copy", "lock"]
+_PHASES = ["from", "url", "silent-url", "git", "cache", "copy", "lock"]
 
 
 @OWN_TIER
