@@ -58,11 +58,20 @@ class Process:
 class Runtime(Protocol):
     """Runs containers, and functions of this package, where container root lives."""
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, window: Window = None) -> Connection:
+    def start(
+        self,
+        spec: ContainerSpec,
+        stdio: tuple[int, int, int],
+        *,
+        window: Window = None,
+        gate: int = -1,
+        namespace: int = -1,
+    ) -> Connection:
         """Start `spec` with these descriptors (the caller's to close), or with a terminal of that size.
 
         Success means the request was taken; failure to set the container up arrives on the connection, and so does the
-        master of its terminal.
+        master of its terminal. With a `gate` the command waits there for its link; with a `namespace` it is in that
+        network instead of its own.
         """
 
     def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
@@ -172,7 +181,15 @@ class NativeRuntime:
         """Why the machine's root is not among them, or ""."""
         return self._launcher.host_problem
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, window: Window = None) -> Connection:
+    def start(
+        self,
+        spec: ContainerSpec,
+        stdio: tuple[int, int, int],
+        *,
+        window: Window = None,
+        gate: int = -1,
+        namespace: int = -1,
+    ) -> Connection:
         """See `Runtime.start`."""
         launcher = self._launcher
         stage = launcher.stage
@@ -192,6 +209,9 @@ class NativeRuntime:
             if group is not None:
                 entrances += group.entrances()
             room = self._own(room, spec, cgroups=len(entrances))
+            network = tuple(fd for fd in (namespace, gate) if fd >= 0)
+            if network:
+                room = replaced(room, joins=namespace >= 0, gated=gate >= 0)
             script = (spec.script or b"").decode("utf-8", "surrogateescape")
             rows, columns = window or (0, 0)
             request = Run(
@@ -202,7 +222,7 @@ class NativeRuntime:
                 rows=rows,
                 columns=columns,
             )
-            return launcher.run(request, stdio, (*outside, *entrances), group)
+            return launcher.run(request, stdio, (*outside, *entrances, *network), group)
         except BaseException:
             if group is not None:
                 group.remove()
@@ -320,7 +340,7 @@ def _empty_room(spec: ContainerSpec) -> Room:
         working_directory=spec.working_directory,
         user=spec.user,
         hostname=spec.hostname,
-        network=spec.network,
+        network="host" if spec.network == "host" else "none",
         filter=spec.seccomp,
         no_new_privileges=spec.no_new_privileges,
         capabilities=sorted(capability_numbers(spec.capabilities)),
