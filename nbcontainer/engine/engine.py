@@ -49,8 +49,8 @@ from nbcontainer.engine.views import (
     ImageSummary,
     Info,
     LogLine,
-    Pruned,
     NetworkSummary,
+    Pruned,
     RemovedImage,
     Version,
     VolumeSummary,
@@ -621,6 +621,7 @@ class Engine:
             ids=volume.ids,
             usable=store.is_ours(volume),
         )
+
     # --- networks ---------------------------------------------------------------------------------------------------
 
     def networks(self) -> tuple[NetworkSummary, ...]:

@@ -115,7 +115,9 @@ NETWORK_OPTIONS: tuple[Option, ...] = (
     Option(flags=("--mac-address",), metavar="MAC", help="the hardware address of its link", read=check_mac),
     Option(flags=("--link",), metavar="NAME", refusal="links are of the past; containers of a network know each other"),
     Option(
-        flags=("--expose",), metavar="PORT", refusal="nothing has to be exposed: containers of a network reach all ports"
+        flags=("--expose",),
+        metavar="PORT",
+        refusal="nothing has to be exposed: containers of a network reach all ports",
     ),
 )
 

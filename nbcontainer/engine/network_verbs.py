@@ -163,7 +163,12 @@ NETWORK_VERBS: tuple[Verb, ...] = (
             ),
             Option(flags=("--gateway",), metavar="ADDRESS", many=True, help="the bridge's own address in a subnet"),
             Option(flags=("--internal",), help="lead nowhere outside, names included"),
-            Option(flags=("--mtu",), metavar="BYTES", help="largest packet; the machine's own is the default", read=_read_mtu),
+            Option(
+                flags=("--mtu",),
+                metavar="BYTES",
+                help="largest packet; the machine's own is the default",
+                read=_read_mtu,
+            ),
             Option(
                 flags=("--label",),
                 metavar="NAME=VALUE",
@@ -251,5 +256,3 @@ NETWORK_VERBS: tuple[Verb, ...] = (
         examples=("port web", "port web 80"),
     ),
 )
-
-

@@ -1,7 +1,7 @@
 """Networks for containers of one engine: what was asked becomes a place, a gate, and three files in /etc.
 
-The keeper does the work (`nbcontainer.network.keeper`); here the ports of this machine are taken, because this process is in
-its network, and the answers are put where a container finds them.
+The keeper does the work (`nbcontainer.network.keeper`); here the ports of this machine are taken, because this process
+is in its network, and the answers are put where a container finds them.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def new_network(
     name: str, subnets: Sequence[str], gateways: Sequence[str], *, internal: bool, mtu: int, labels: Sequence[str]
 ) -> Network:
     """A network as it was asked for; raise `InvalidOption`."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     waiting = list(gateways)
     for text in subnets:
         inside = [each for each in waiting if (":" in each) == (":" in text)]
@@ -319,7 +319,9 @@ class Networks:
         network = self.definitions.find(name)
         used = [each.names[0] for each in self.inspect(name).endpoints]
         if used:
-            raise Conflict(f"network {network.name} is in use by {', '.join(used)}; end them, or disconnect them from it")
+            raise Conflict(
+                f"network {network.name} is in use by {', '.join(used)}; end them, or disconnect them from it"
+            )
         self.definitions.remove(network)
         self._keeper.ask_if_there(messages.Remove(network=network.id))
         return network
@@ -332,7 +334,9 @@ class Networks:
             named |= {each.network for each in stored.endpoints}
             named.add(str(spec.get("network", "")) if isinstance(spec, dict) else "")
         return tuple(
-            self.remove(each.name) for each in self.definitions.walk() if each.id != BRIDGE.id and each.name not in named
+            self.remove(each.name)
+            for each in self.definitions.walk()
+            if each.id != BRIDGE.id and each.name not in named
         )
 
     def connect(self, name: str, container: str, options: NetworkOptions) -> Endpoint:

@@ -115,7 +115,7 @@ class Session:
             ) from problem
 
     def _user_namespace(self) -> int:
-        """Open the user namespace in which this user's containers live; -1 as root, whose networks are the machine's."""
+        """Open the user namespace in which this user's containers live; -1 as root, who uses the machine's."""
         return -1
 
     def adopt(self, descriptor: int) -> None:

@@ -181,6 +181,8 @@ def _containers(*, everything: bool = True) -> list[str]:
 
 def _volumes() -> list[str]:
     return [volume.name for volume in _engine().volumes()]
+
+
 def _networks() -> list[str]:
     return [summary.network.name for summary in _engine().networks()]
 

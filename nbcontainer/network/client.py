@@ -23,7 +23,7 @@ from nbcontainer.network.places import FOLDER, SOCKET, START, Options, at
 from nbcontainer.network.plan import store_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["KeeperClient"]
 
@@ -147,7 +147,7 @@ class KeeperClient:
         return self._channel
 
     @contextlib.contextmanager
-    def _starting(self, folder: int):  # type: ignore[no-untyped-def]
+    def _starting(self, folder: int) -> Iterator[None]:
         fd = os.open(START, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -12,14 +12,11 @@ import secrets
 import tempfile
 import time
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from nbcontainer.errors import Conflict, InvalidOption, NotFound, StorageError
 from nbcontainer.model.network import DEFAULT_NETWORK, Network, NetworkChoice
 from nbcontainer.network.places import FOLDER
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["BRIDGE", "Definitions"]
 
@@ -48,7 +45,7 @@ class Definitions:
         """The network of that name, or whose id begins so; raise `NotFound`."""
         networks = self.walk()
         exact = [each for each in networks if each.name == name] or [each for each in networks if each.id == name]
-        close = exact or [each for each in networks if len(name) > 3 and each.id.startswith(name)]  # noqa: PLR2004
+        close = exact or [each for each in networks if len(name) > 3 and each.id.startswith(name)]
         if len(close) != 1:
             raise NotFound(f"there is no network {name!r}; `%container network create {name}` makes one")
         return close[0]
@@ -85,9 +82,12 @@ class Definitions:
         try:
             with open(os.path.join(self._folder, name), encoding="utf-8") as file:
                 fields = json.loads(file.read(_LARGEST))
-            values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+            values: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+            }
             return Network(**values)
         except (ValueError, TypeError, AttributeError) as problem:
             raise StorageError(
-                f"the definition of network {name} is damaged ({problem}); remove {self._folder}/{name} and make it anew"
+                f"the definition of network {name} is damaged ({problem}); remove {self._folder}/{name} and"
+                " make it anew"
             ) from problem

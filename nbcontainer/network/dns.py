@@ -112,7 +112,7 @@ def _wanted_size(data: bytes, at: int) -> int:
     if len(data) >= at + 11 and data[at] == 0:
         kind, size = struct.unpack_from("!2H", data, at + 1)
         if kind == OPT:
-            return max(_PLAIN_SIZE, size)
+            return max(_PLAIN_SIZE, int(size))
     return _PLAIN_SIZE
 
 
@@ -181,9 +181,9 @@ def name_of_pointer(name: str) -> IPv4Address | IPv6Address | None:
     """
     labels = name.split(".")
     try:
-        if labels[-2:] == ["in-addr", "arpa"] and len(labels) == 6:  # noqa: PLR2004 - four bytes and the two
+        if labels[-2:] == ["in-addr", "arpa"] and len(labels) == 6:
             return ipaddress.IPv4Address(".".join(reversed(labels[:4])))
-        if labels[-2:] == ["ip6", "arpa"] and len(labels) == 34:  # noqa: PLR2004 - 32 digits and the two
+        if labels[-2:] == ["ip6", "arpa"] and len(labels) == 34:
             digits = "".join(reversed(labels[:32]))
             return ipaddress.IPv6Address(":".join(digits[at : at + 4] for at in range(0, 32, 4)))
     except ValueError:

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nbcontainer.network.loop import READ, WRITE
 
@@ -235,7 +235,7 @@ class Datagrams:
         self._listener = listener
         self._target = targets[0]
         self._opener = opener
-        self._peers: dict[object, tuple[socket.socket, Timer]] = {}
+        self._peers: dict[tuple[Any, ...], tuple[socket.socket, Timer]] = {}
         listener.setblocking(False)  # noqa: FBT003 - the standard library's own signature
         loop.watch(listener.fileno(), READ, self._from_outside)
 
@@ -249,7 +249,7 @@ class Datagrams:
             with contextlib.suppress(OSError):
                 channel.send(data)
 
-    def _channel_of(self, peer: object) -> socket.socket | None:
+    def _channel_of(self, peer: tuple[Any, ...]) -> socket.socket | None:
         known = self._peers.get(peer)
         if known is not None:
             channel, timer = known
@@ -268,7 +268,7 @@ class Datagrams:
         self._peers[peer] = (channel, self._loop.later(_SILENCE, lambda: self._forget(peer)))
         return channel
 
-    def _from_inside(self, peer: object, channel: socket.socket) -> None:
+    def _from_inside(self, peer: tuple[Any, ...], channel: socket.socket) -> None:
         try:
             data = channel.recv(_LARGEST)
         except OSError as problem:
@@ -276,9 +276,9 @@ class Datagrams:
                 self._forget(peer)
             return
         with contextlib.suppress(OSError):
-            self._listener.sendto(data, peer)  # type: ignore[arg-type] - as recvfrom gave it
+            self._listener.sendto(data, peer)
 
-    def _forget(self, peer: object) -> None:
+    def _forget(self, peer: tuple[Any, ...]) -> None:
         known = self._peers.pop(peer, None)
         if known is not None:
             known[1].cancel()

@@ -1,8 +1,8 @@
 """The keeper: the process that owns a store's networks: ``python -I …/keeper.py OPTIONS``.
 
-It is started by the first engine that needs it, outlives that one's kernel, and ends some seconds after the last container in
-a network has. It makes bridges and links, gives addresses, answers for names, holds published ports. Who kills it
-finds its successor sweeping what it left.
+It is started by the first engine that needs it, outlives that one's kernel, and ends some seconds after the last
+container in a network has. It makes bridges and links, gives addresses, answers for names, holds published ports. Who
+kills it finds its successor sweeping what it left.
 
 A container arrives in two steps. The engine asks for a place, which fixes the addresses, and hands over the
 keeper's end of the container's *gate*. Through that the container sends its network namespace and a pidfd
@@ -40,6 +40,7 @@ from nbcontainer.network.ports import is_loopback
 from nbcontainer.network.resolver import Resolver, machine_servers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from ipaddress import IPv4Address, IPv6Address
 
     from nbcontainer.model.network import Network, PortMapping
@@ -68,7 +69,7 @@ class Keeper:
         self._serial = os.getpid() * 997
         self._filtered: tuple[object, ...] = ()
         self._leaving: Timer | None = None
-        self.may_leave = lambda: True
+        self.may_leave: Callable[[], bool] = lambda: True
         self._reconsider()
 
     # --- engines ----------------------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ class Keeper:
             data, fds, _, _ = socket.recv_fds(guest.gate, _GATE, 2)
         except OSError:
             data, fds = b"", []
-        if not data or len(fds) != 2 or guest.namespace >= 0:  # noqa: PLR2004 - namespace and pidfd
+        if not data or len(fds) != 2 or guest.namespace >= 0:
             for fd in fds:
                 os.close(fd)
             self._loop.forget(guest.gate.fileno())
@@ -317,7 +318,7 @@ class Keeper:
         room, name = place.room, plan.peer_name(self._key, self._serial)
         first = guest.resolver is None
         place.endpoint, sockets = self._wiring.connect(
-            name, room.bridge, guest.namespace, place.endpoint, room.mtu, first=first
+            name, room.bridge, guest.namespace, place.endpoint, mtu=room.mtu, first=first
         )
         place.link = name
         if first:
@@ -397,7 +398,7 @@ def _publications(ports: tuple[PortMapping, ...], endpoint: Endpoint) -> list[ru
         if is_loopback(mapping.host_ip):
             continue
         host: IPv4Address | IPv6Address = ipaddress.ip_address(mapping.host_ip)
-        address = endpoint.address if host.version == 4 else endpoint.address6  # noqa: PLR2004 - IPv4
+        address = endpoint.address if host.version == 4 else endpoint.address6
         if address:
             found.append(
                 rules.Publication(
@@ -430,7 +431,9 @@ def main(text: str) -> NoReturn:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as problem:
-            raise Conflict("another network keeper of this store is at work and does not answer; try again") from problem
+            raise Conflict(
+                "another network keeper of this store is at work and does not answer; try again"
+            ) from problem
         loop = Loop()
         keeper = Keeper(loop, _wiring(options), options)
         code = _serve(loop, keeper, folder, ready)
@@ -484,7 +487,7 @@ def _serve(loop: Loop, keeper: Keeper, folder: int, ready: int) -> int:
 
     keeper.may_leave = may_leave
     loop.watch(listener.fileno(), READ, knock)
-    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    signal.signal(signal.SIGTERM, lambda _number, _frame: loop.stop())
     _tell(ready, {})
     os.close(ready)
     gc.collect()

@@ -132,9 +132,7 @@ class Links:
             with _ours(f"setting bridge {name} up"):
                 index = self._index(name)
                 self._route.link("set", index=index, state="up")
-                self._route.addr(
-                    "add", index=index, address=str(subnets.gateway), prefixlen=subnets.subnet.prefixlen
-                )
+                self._route.addr("add", index=index, address=str(subnets.gateway), prefixlen=subnets.subnet.prefixlen)
             if subnets.subnet6 is not None and subnets.gateway6 is not None:
                 self._address6(index, str(subnets.gateway6), subnets.subnet6.prefixlen)
         except BaseException:

@@ -43,8 +43,8 @@ class MessageError(Exception):
 class Attach:
     """Give a container a place in a network.
 
-    fds: its *gate* (see `nbcontainer.runtime.child.gate`), or with `living` its network namespace and a pidfd of a process
-    whose end is the container's; then the sockets of its published ports, `sockets` of them for each port.
+    fds: its *gate* (see `nbcontainer.runtime.child.gate`), or with `living` its network namespace and a pidfd of a
+    process whose end is the container's; then the sockets of its published ports, `sockets` of them for each port.
     `names` are what it is called in the network, `dns` replaces the machine's servers, `hosts` are the only names it
     may look up.
     """
@@ -178,12 +178,11 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]] | None:
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(payload[: len(payload) - len(payload) % fds.itemsize])
+    if not data and not fds:
+        return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise MessageError("a message did not fit")
-        if not data and not fds:
-            return None
-        return decode(data), list(fds)
+        fitted = not flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC)
+        return decode(data if fitted else b""), list(fds)
     except MessageError:
         for fd in fds:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""Published ports: reading ``-p``, what an image exposes, and the sockets that hold a port of this machine. 
+"""Published ports: reading ``-p``, what an image exposes, and the sockets that hold a port of this machine.
 
 Docker's grammar: ``[[IP:][HOSTPORT]:]PORT[/PROTOCOL]``, where ports may be ranges. Unlike docker's, a port without an
 address is published on the loopback of this machine only.
@@ -61,9 +61,9 @@ def _split(places: str, text: str) -> tuple[str, str, str]:
         address, bracket, places = places[1:].partition("]:")
         if not bracket:
             raise InvalidOption(f"port {text!r}: the address in brackets is followed by :PORT:PORT; {_EXAMPLE}")
-    elif places.count(":") == 2:  # noqa: PLR2004 - IP:HOST:CONTAINER
+    elif places.count(":") == 2:
         address, _, places = places.partition(":")
-    elif places.count(":") > 2:  # noqa: PLR2004
+    elif places.count(":") > 2:
         raise InvalidOption(f"port {text!r}: write an IPv6 address in brackets, as in [::1]:8080:80")
     if address:
         try:

@@ -2,9 +2,9 @@
 
 What it says, in the order of its chains: from a container nothing of this machine can be reached, by whichever of its
 addresses; networks cannot reach each other; the link-local addresses where clouds keep their secrets cannot be reached
-(169.254.169.254); an egress network reaches what its names resolved to and nothing else; from outside a container is reached through
-published ports alone. A rule of ours can only refuse more than the machine's own: a packet must be accepted in every
-table.
+(169.254.169.254); an egress network reaches what its names resolved to and nothing else; from outside a container is
+reached through published ports alone. A rule of ours can only refuse more than the machine's own: a packet must be
+accepted in every table.
 """
 
 from __future__ import annotations

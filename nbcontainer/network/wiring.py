@@ -55,7 +55,7 @@ class Wiring(Protocol):
         """Take it away; nothing happens when it is gone."""
 
     def connect(
-        self, name: str, bridge: str, namespace: int, endpoint: Endpoint, mtu: int, *, first: bool
+        self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
     ) -> tuple[Endpoint, list[socket.socket]]:
         """Give a container a link; with `first`, return the sockets of its name server too (datagrams, listener).
 
@@ -114,7 +114,7 @@ def name_server_sockets() -> list[socket.socket]:
 
 
 def connect_container(
-    links: Links, name: str, bridge: str, namespace: int, endpoint: Endpoint, mtu: int, *, first: bool
+    links: Links, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
 ) -> tuple[Endpoint, list[socket.socket]]:
     """The work of `Wiring.connect`, from the namespace of the bridge."""
     from dataclasses import replace
@@ -138,7 +138,9 @@ def connect_container(
                 within.close()
                 raise
         try:
-            within.configure(endpoint, default_route=bool(endpoint.gateway) and (first or not within.has_default_route()))
+            within.configure(
+                endpoint, default_route=bool(endpoint.gateway) and (first or not within.has_default_route())
+            )
         finally:
             within.close()
     except BaseException:
@@ -188,10 +190,10 @@ class MachineWiring:
         self._links.remove(name)
 
     def connect(
-        self, name: str, bridge: str, namespace: int, endpoint: Endpoint, mtu: int, *, first: bool
+        self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
     ) -> tuple[Endpoint, list[socket.socket]]:
         """See `Wiring.connect`."""
-        return connect_container(self._links, name, bridge, namespace, endpoint, mtu, first=first)
+        return connect_container(self._links, name, bridge, namespace, endpoint, mtu=mtu, first=first)
 
     def disconnect(self, name: str) -> None:
         """See `Wiring.disconnect`."""
@@ -298,7 +300,7 @@ def _others_forward() -> bool:
     for line in done.stdout.splitlines():
         words = line.split()
         if words[:1] == ["table"]:
-            table = words[2] if len(words) > 2 else ""  # noqa: PLR2004 - table FAMILY NAME
+            table = words[2] if len(words) > 2 else ""
         elif "hook" in words and words[words.index("hook") + 1] == "forward" and not table.startswith("nbcontainer-"):
             return True
     return bool(done.returncode)
@@ -308,5 +310,3 @@ def _read(path: str) -> str:
     with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
         return file.read().strip()
     return ""
-
-
