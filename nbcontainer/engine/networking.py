@@ -22,10 +22,10 @@ from nbcontainer.model.network import Endpoint, Network, NetworkChoice, NetworkO
 from nbcontainer.network import messages
 from nbcontainer.network.client import KeeperClient
 from nbcontainer.network.definitions import BRIDGE, Definitions
-from nbcontainer.network.plan import check_mac, check_subnet, egress_network
+from nbcontainer.network.plan import SERVER_ADDRESS, check_mac, check_subnet, egress_network
 from nbcontainer.network.ports import exposed_mappings, listen
 from nbcontainer.network.programs import NO_NFT, NO_UPLINK, found
-from nbcontainer.network.resolver import SERVER_ADDRESS, search_domains
+from nbcontainer.network.resolver import search_domains
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

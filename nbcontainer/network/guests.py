@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nbcontainer.model.network import Endpoint, Network
     from nbcontainer.network.forwarding import Datagrams, Streams
     from nbcontainer.network.plan import Subnets
-    from nbcontainer.network.resolver import Resolver
 
 __all__ = ["Guest", "Place", "Room"]
 
@@ -90,7 +89,7 @@ class Place:
 class Guest:
     """A container and its places; `namespace` and `pidfd` are -1 until it is there.
 
-    It is the `resolver.Book` of its own resolver.
+    It is its own `resolver.Book`.
     """
 
     container: str
@@ -100,7 +99,6 @@ class Guest:
     gate: socket.socket | None = None
     namespace: int = -1
     pidfd: int = -1
-    resolver: Resolver | None = None
     places: dict[str, Place] = field(default_factory=dict)
 
     def addresses(self, name: str) -> tuple[IPv4Address | IPv6Address, ...] | None:
@@ -148,9 +146,6 @@ class Guest:
 
     def close(self) -> None:
         """Let go of what the kernel keeps for it; safe twice."""
-        if self.resolver is not None:
-            self.resolver.close()
-            self.resolver = None
         if self.gate is not None:
             self.gate.close()
             self.gate = None

@@ -37,7 +37,7 @@ from nbcontainer.network.guests import Guest, Place, Room
 from nbcontainer.network.loop import READ, Loop
 from nbcontainer.network.places import LOCK, SOCKET, START, Options, at
 from nbcontainer.network.ports import is_loopback
-from nbcontainer.network.resolver import Resolver, machine_servers
+from nbcontainer.network.resolver import Resolver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,8 @@ class Keeper:
         self._key = options.key
         self._rooms: dict[str, Room] = {}
         self._guests: dict[str, Guest] = {}
+        self._askers: dict[str, Guest] = {}
+        self._resolver = Resolver(loop, *wiring.name_server(), self._askers.get)
         self._clients: set[int] = set()
         self._serial = os.getpid() * 997
         self._filtered: tuple[object, ...] = ()
@@ -316,14 +318,12 @@ class Keeper:
     def _link(self, guest: Guest, place: Place) -> None:
         self._serial += 1
         room, name = place.room, plan.peer_name(self._key, self._serial)
-        first = guest.resolver is None
-        place.endpoint, sockets = self._wiring.connect(
+        first = not any(each.link for each in guest.places.values())
+        place.endpoint = self._wiring.connect(
             name, room.bridge, guest.namespace, place.endpoint, mtu=room.mtu, first=first
         )
         place.link = name
-        if first:
-            servers = guest.servers or machine_servers()
-            guest.resolver = Resolver(self._loop, sockets[0], sockets[1], guest, servers)
+        self._askers[place.endpoint.address] = guest
 
     def _ended(self, guest: Guest) -> None:
         self._forget(guest)
@@ -353,9 +353,14 @@ class Keeper:
         guest.places.pop(room.network.id, None)
         room.places.pop(guest.container, None)
         room.addresses.give_back(guest.container)
+        self._askers.pop(place.endpoint.address, None)
         if place.link and not guest.is_over():  # else it goes with the namespace, for which nobody has to wait
             self._wiring.disconnect(place.link)
+            for other in list(guest.places.values())[:1]:
+                with contextlib.suppress(NbcontainerError):
+                    self._wiring.lead_out(guest.namespace, other.endpoint)
         if not guest.places:
+            self._resolver.forget(guest)
             for fd in (guest.pidfd, guest.gate.fileno() if guest.gate else -1):
                 self._loop.forget(fd)
             guest.close()
@@ -388,6 +393,7 @@ class Keeper:
         for guest in list(self._guests.values()):
             with contextlib.suppress(NbcontainerError):
                 self._forget(guest)
+        self._resolver.close()
         self._wiring.close()
 
 

@@ -18,6 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer.errors import Conflict, UnsupportedHost
+from nbcontainer.network.plan import SERVER_ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from nbcontainer.model.network import Endpoint
     from nbcontainer.network.plan import Subnets
 
-__all__ = ["Links", "inside"]
+__all__ = ["Links", "inside", "new_namespace"]
 
 _NO_DETECTION = 0x02  # IFA_F_NODAD of if_addr.h: the address is ours, nobody has to be asked for a second
 _MAIN_TABLE = 254
 _SHORTEST = 8
-_UNIVERSE = 0
+_ON_LINK = 253  # RT_SCOPE_LINK of rtnetlink(7)
 _PROHIBIT = 8  # RTN_PROHIBIT of rtnetlink(7)
 _DEFAULT_MTU = 1500
 
@@ -62,6 +63,19 @@ def inside(namespace: int) -> Iterator[None]:
         syscalls.setns(namespace, processes.CLONE_NEWNET)
         try:
             yield
+        finally:
+            syscalls.setns(home, processes.CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def new_namespace() -> int:
+    """Make a network namespace and open it; this process stays where it is."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.unshare(processes.CLONE_NEWNET)
+        try:
+            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             syscalls.setns(home, processes.CLONE_NEWNET)
     finally:
@@ -160,29 +174,55 @@ class Links:
                 "add", ifname=name, kind="veth", mtu=mtu, master=self._index(bridge), state="up", peer=peer
             )
 
-    def configure(self, endpoint: Endpoint, *, default_route: bool) -> None:
-        """In a container's namespace: addresses, up, and the way out."""
+    def configure(self, endpoint: Endpoint, *, first: bool) -> None:
+        """In a container's namespace: addresses, up, and the way out by the first of its links."""
         with _ours(f"setting up {endpoint.interface} of container {endpoint.container[:12]}"):
             index = self._index(endpoint.interface)
             self._route.addr("add", index=index, address=endpoint.address, prefixlen=endpoint.prefix)
             if endpoint.address6:
                 self._address6(index, endpoint.address6, endpoint.prefix6)
             self._route.link("set", index=index, state="up")
-            if default_route:
-                self._route.route("add", dst="default", gateway=endpoint.gateway)
-        if default_route and endpoint.address6:
+        if first:
+            self.lead_out(endpoint)
+
+    def lead_out(self, endpoint: Endpoint) -> None:
+        """In a container's namespace: the way to the name server and, in a network that has one, to the outside."""
+        with _ours(f"setting the routes of container {endpoint.container[:12]}"):
+            index = self._index(endpoint.interface)
+            self._route.route("replace", dst=f"{SERVER_ADDRESS}/32", oif=index, scope=_ON_LINK)
+            if endpoint.gateway:
+                self._route.route("replace", dst="default", gateway=endpoint.gateway)
+        if endpoint.gateway6:
             with contextlib.suppress(NetlinkError):  # a container without IPv6
-                self._route.route("add", family=socket.AF_INET6, dst="default", gateway=endpoint.gateway6)
+                self._route.route("replace", family=socket.AF_INET6, dst="default", gateway=endpoint.gateway6)
 
-    def has_default_route(self) -> bool:
-        """Whether there is a way out already."""
-        with _ours("reading routes"):
-            return bool(self._route.get_default_routes(family=socket.AF_INET, table=_MAIN_TABLE))
-
-    def loopback_up(self) -> None:
-        """Set ``lo`` up."""
-        with _ours("setting lo up"):
+    def become_office(self) -> None:
+        """In the name server's namespace: loopback up, with the server's address, and nothing is passed on."""
+        for path, value in (("ip_forward", "0"), ("conf/all/rp_filter", "1"), ("conf/default/rp_filter", "1")):
+            processes.write_text(f"/proc/sys/net/ipv4/{path}", value)
+        with _ours("setting up the name server's network"):
             self._route.link("set", index=1, state="up")
+            self._route.addr("add", index=1, address=SERVER_ADDRESS, prefixlen=32)
+
+    def make_desk(self, name: str, bridge: str, office: int, peer: str, mtu: int) -> None:
+        """A pair of links between a bridge and the name server's namespace."""
+        with _ours(f"connecting the name server to {bridge}"):
+            self._route.link(
+                "add",
+                ifname=name,
+                kind="veth",
+                mtu=mtu,
+                master=self._index(bridge),
+                state="up",
+                peer={"ifname": peer, "net_ns_fd": office, "mtu": mtu},
+            )
+
+    def open_desk(self, peer: str, subnet: str) -> None:
+        """In the name server's namespace: answer the containers of a subnet by this link."""
+        with _ours(f"opening the name server to {subnet}"):
+            index = self._index(peer)
+            self._route.link("set", index=index, state="up")
+            self._route.route("add", dst=subnet, oif=index, scope=_ON_LINK, prefsrc=SERVER_ADDRESS)
 
     def prohibit(self, address: str) -> None:
         """Refuse whatever would be passed on to this address or subnet, at once; nothing happens for a second time."""

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANY_PREFIX",
+    "SERVER_ADDRESS",
+    "SERVER_PORT",
     "Addresses",
     "Subnets",
     "bridge_name",
     "check_mac",
     "check_subnet",
     "choose_subnet",
+    "desk_name",
     "egress_network",
     "interface_prefix",
     "mac_of",
@@ -43,6 +46,11 @@ ANY_PREFIX = "nbc"
 
 POOL = IPv4Network("10.192.0.0/10")
 """Where subnets are taken from: the upper quarter of 10/8, which neither docker, podman nor Kubernetes takes first."""
+
+SERVER_ADDRESS = "169.254.53.53"
+"""The name server's address in every network: link-local, so that it takes none of a network's own."""
+
+SERVER_PORT = 53
 
 _SUBNET_LENGTH = 24
 _SMALLEST = 30
@@ -67,6 +75,11 @@ def interface_prefix(key: str) -> str:
 def bridge_name(key: str, network_id: str) -> str:
     """The bridge of a network; at most fifteen characters, as all interfaces (IFNAMSIZ of netdevice(7))."""
     return f"{interface_prefix(key)}-{hashlib.sha256(network_id.encode()).hexdigest()[:5]}"
+
+
+def desk_name(bridge: str) -> str:
+    """The link between a bridge and the name server, on the bridge's side."""
+    return f"{bridge[:-6]}d{bridge[-5:]}"
 
 
 def peer_name(key: str, serial: int) -> str:

@@ -1,9 +1,8 @@
-"""The name server that every bridged container has, at 127.0.0.11 of its own network namespace.
+"""The name server of all networks, at one link-local address in each.
 
-Its sockets are made inside that namespace and held by the keeper, so it is known who asks, whatever address a packet
-has; and no firewall of this machine has to let anything in. It answers for the containers of the asker's networks and
-passes the rest on to the machine's servers (those on its loopback included: the keeper is on the machine), or to the
-ones that were asked for with ``--dns``.
+It answers for the containers of the asker's networks and passes the rest on to the machine's servers (those on its
+loopback included: the keeper is on the machine), or to the ones that the asker was given with ``--dns``. Who asks is
+told by the address, which only a network's own containers can have there (rp_filter of ip-sysctl).
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ import contextlib
 import secrets
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from nbcontainer.network import dns
 from nbcontainer.network.loop import READ, WRITE
+from nbcontainer.network.plan import SERVER_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     from nbcontainer.network.loop import Loop, Timer
 
-__all__ = ["SERVER_ADDRESS", "SERVER_PORT", "Book", "Resolver", "machine_servers", "search_domains"]
+__all__ = ["Book", "Resolver", "machine_servers", "search_domains"]
 
-SERVER_ADDRESS = "127.0.0.11"
-SERVER_PORT = 53
 _PATIENCE = 2.0
 """Seconds after which the next server is asked."""
 _ROUNDS = 2
 _MOST_PENDING = 256
 """Questions of one container under way; one more is refused, so that none can take all descriptors."""
-_MOST_CONNECTIONS = 16
+_MOST_CONNECTIONS = 128
+_MOST_OF_ONE = 8
+"""Connections, of all and of one container."""
 _TCP_PATIENCE = 10.0
 _LARGEST = 65535
 _LISTED = 3
@@ -48,6 +48,10 @@ class Book(Protocol):
 
     def names(self, address: IPv4Address | IPv6Address) -> tuple[str, ...] | None:
         """The names of an address in the asker's networks; None when it is not one of theirs."""
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The servers that were asked for; none for the machine's own."""
 
     def is_allowed(self, name: str) -> bool:
         """Whether the asker may look up what is outside."""
@@ -73,6 +77,8 @@ class _Pending:
 
     query: dns.Query
     message: bytes
+    book: Book
+    servers: tuple[str, ...]
     answer: Callable[[bytes], None]
     attempt: int = 0
     number: int = 0
@@ -82,19 +88,34 @@ class _Pending:
     received: bytes = b""
 
 
+@dataclass(slots=True)
+class _Connection:
+    """Somebody who asks by TCP."""
+
+    channel: socket.socket
+    asker: str
+    collected: bytearray = field(default_factory=bytearray)
+    timer: Timer | None = None
+
+
 class Resolver:
-    """The server of one container; `datagrams` and `listener` are bound in its network namespace and closed here."""
+    """The server; its sockets are bound in the networks and closed here. `asker` knows whose an address is."""
 
     def __init__(
-        self, loop: Loop, datagrams: socket.socket, listener: socket.socket, book: Book, servers: tuple[str, ...]
+        self,
+        loop: Loop,
+        datagrams: socket.socket,
+        listener: socket.socket,
+        asker: Callable[[str], Book | None],
+        machine: Callable[[], tuple[str, ...]] = machine_servers,
     ) -> None:
         self._loop = loop
         self._datagrams = datagrams
         self._listener = listener
-        self._book = book
-        self._servers = servers
+        self._asker = asker
+        self._machine = machine
         self._pending: list[_Pending] = []
-        self._connections: dict[int, tuple[socket.socket, bytearray, Timer]] = {}
+        self._connections: dict[int, _Connection] = {}
         loop.watch(datagrams.fileno(), READ, self._datagram)
         loop.watch(listener.fileno(), READ, self._accept)
 
@@ -106,8 +127,13 @@ class Resolver:
                 each.close()
         for pending in list(self._pending):
             self._settle(pending)
-        for channel, _, _ in list(self._connections.values()):
-            self._hang_up(channel)
+        for connection in list(self._connections.values()):
+            self._hang_up(connection)
+
+    def forget(self, book: Book) -> None:
+        """Somebody who asked is gone."""
+        for pending in [each for each in self._pending if each.book is book]:
+            self._settle(pending)
 
     # --- questions --------------------------------------------------------------------------------------------------
 
@@ -121,32 +147,37 @@ class Resolver:
             with contextlib.suppress(OSError):
                 self._datagrams.sendto(data, asker)
 
-        self._take(message, answer, by_tcp=False)
+        self._take(message, asker[0], answer, by_tcp=False)
 
-    def _take(self, message: bytes, answer: Callable[[bytes], None], *, by_tcp: bool) -> None:
+    def _take(self, message: bytes, asker: str, answer: Callable[[bytes], None], *, by_tcp: bool) -> None:
+        book = self._asker(asker)
         try:
             query = dns.read_query(message)
         except dns.DnsError:
             return
-        own = self._own(query)
+        own = self._own(query, book) if book is not None else None
         if own is not None:
             answer(own)
-        elif not self._book.is_allowed(query.name) or len(self._pending) >= _MOST_PENDING or not self._servers:
+            return
+        waiting = sum(1 for each in self._pending if each.book is book)
+        if book is None or not book.is_allowed(query.name) or waiting >= _MOST_PENDING:
             answer(dns.reply(query, code=dns.REFUSED))
-        else:
-            pending = _Pending(query=query, message=message, answer=answer, by_tcp=by_tcp)
-            self._pending.append(pending)
-            self._pass_on(pending)
+            return
+        servers = book.servers or self._machine()
+        pending = _Pending(query=query, message=message, book=book, servers=servers, answer=answer, by_tcp=by_tcp)
+        self._pending.append(pending)
+        self._pass_on(pending)
 
-    def _own(self, query: dns.Query) -> bytes | None:
+    @staticmethod
+    def _own(query: dns.Query, book: Book) -> bytes | None:
         """The answer where it is about containers."""
         if query.kind == dns.PTR:
             address = dns.name_of_pointer(query.name)
-            names = self._book.names(address) if address is not None else None
+            names = book.names(address) if address is not None else None
             if names is None:
                 return None
             return dns.answer_to_pointer(query, names) if names else dns.reply(query, code=dns.NO_SUCH_NAME)
-        addresses = self._book.addresses(query.name)
+        addresses = book.addresses(query.name)
         return None if addresses is None else dns.reply(query, addresses)
 
     # --- passing on -------------------------------------------------------------------------------------------------
@@ -154,11 +185,11 @@ class Resolver:
     def _pass_on(self, pending: _Pending) -> None:
         """Ask the next server; after all of them, twice, give up."""
         self._let_go(pending)
-        if pending.attempt >= len(self._servers) * _ROUNDS:
+        if pending.attempt >= len(pending.servers) * _ROUNDS:
             pending.answer(dns.reply(pending.query, code=dns.SERVER_FAILURE))
             self._settle(pending)
             return
-        server = self._servers[pending.attempt % len(self._servers)]
+        server = pending.servers[pending.attempt % len(pending.servers)]
         pending.attempt += 1
         pending.number = secrets.randbits(16)
         try:
@@ -226,7 +257,7 @@ class Resolver:
 
     def _deliver(self, pending: _Pending, answer: bytes) -> None:
         with contextlib.suppress(dns.DnsError):
-            self._book.learned(dns.addresses_in(answer))
+            pending.book.learned(dns.addresses_in(answer))
         answer = dns.with_id(answer, pending.query.id)
         if not pending.by_tcp and len(answer) > pending.query.size:
             answer = dns.truncated(pending.query)
@@ -251,19 +282,21 @@ class Resolver:
 
     def _accept(self, _: int) -> None:
         try:
-            channel, _address = self._listener.accept()
+            channel, asker = self._listener.accept()
         except OSError:
             return
-        if len(self._connections) >= _MOST_CONNECTIONS:
+        of_one = sum(1 for each in self._connections.values() if each.asker == asker[0])
+        if of_one >= _MOST_OF_ONE or len(self._connections) >= _MOST_CONNECTIONS:
             channel.close()
             return
         channel.setblocking(False)  # noqa: FBT003 - the standard library's own signature
-        timer = self._loop.later(_TCP_PATIENCE, lambda: self._hang_up(channel))
-        self._connections[channel.fileno()] = (channel, bytearray(), timer)
-        self._loop.watch(channel.fileno(), READ, lambda _: self._from_stream(channel))
+        connection = _Connection(channel=channel, asker=asker[0])
+        connection.timer = self._loop.later(_TCP_PATIENCE, lambda: self._hang_up(connection))
+        self._connections[channel.fileno()] = connection
+        self._loop.watch(channel.fileno(), READ, lambda _: self._from_stream(connection))
 
-    def _from_stream(self, channel: socket.socket) -> None:
-        _, collected, _ = self._connections[channel.fileno()]
+    def _from_stream(self, connection: _Connection) -> None:
+        channel, collected = connection.channel, connection.collected
         try:
             data = channel.recv(_LARGEST)
         except BlockingIOError:
@@ -271,25 +304,27 @@ class Resolver:
         except OSError:
             data = b""
         if not data:
-            self._hang_up(channel)
+            self._hang_up(connection)
             return
         collected += data
+
+        def answer(reply: bytes) -> None:
+            with contextlib.suppress(OSError):
+                channel.send(struct.pack("!H", len(reply)) + reply)
+
         while len(collected) > 1 and len(collected) >= 2 + (size := struct.unpack_from("!H", collected)[0]):
             message = bytes(collected[2 : 2 + size])
             del collected[: 2 + size]
+            self._take(message, connection.asker, answer, by_tcp=True)
 
-            def answer(reply: bytes) -> None:
-                with contextlib.suppress(OSError):
-                    channel.send(struct.pack("!H", len(reply)) + reply)
-
-            self._take(message, answer, by_tcp=True)
-
-    def _hang_up(self, channel: socket.socket) -> None:
-        number = channel.fileno()
+    def _hang_up(self, connection: _Connection) -> None:
+        number = connection.channel.fileno()
         if number >= 0:
-            self._connections.pop(number)[2].cancel()
+            del self._connections[number]
             self._loop.forget(number)
-            channel.close()
+            connection.channel.close()
+        if connection.timer is not None:
+            connection.timer.cancel()
 
 
 def search_domains(path: str = "/etc/resolv.conf") -> tuple[str, ...]:

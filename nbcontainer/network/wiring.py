@@ -11,15 +11,15 @@ import json
 import os
 import socket
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from nbcontainer._linux import processes
 from nbcontainer.errors import NbcontainerError, UnsupportedHost
 from nbcontainer.network import rules
-from nbcontainer.network.links import Links, inside
-from nbcontainer.network.plan import ANY_PREFIX, interface_prefix, table_name
+from nbcontainer.network.links import Links, inside, new_namespace
+from nbcontainer.network.plan import ANY_PREFIX, SERVER_ADDRESS, SERVER_PORT, desk_name, interface_prefix, table_name
 from nbcontainer.network.programs import NO_NFT, found
-from nbcontainer.network.resolver import SERVER_ADDRESS, SERVER_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nbcontainer.model.network import Endpoint
     from nbcontainer.network.plan import Subnets
 
-__all__ = ["MachineWiring", "Wiring", "connect_container", "name_server_sockets", "run_nft"]
+__all__ = ["MachineWiring", "Office", "Wiring", "connect_container", "lead_out", "run_nft"]
 
 _FORWARDED = "/run/nbcontainer-forwarding.json"
 """What of the machine's forwarding we have turned on, for whichever keeper is the last to turn it off."""
@@ -54,13 +54,17 @@ class Wiring(Protocol):
     def close_bridge(self, name: str) -> None:
         """Take it away; nothing happens when it is gone."""
 
-    def connect(
-        self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
-    ) -> tuple[Endpoint, list[socket.socket]]:
-        """Give a container a link; with `first`, return the sockets of its name server too (datagrams, listener).
+    def name_server(self) -> tuple[socket.socket, socket.socket]:
+        """The sockets of the name server, for datagrams and for connections; the caller's to close."""
+
+    def connect(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool) -> Endpoint:
+        """Give a container a link; by the `first` one it goes out.
 
         The endpoint comes back with the name that its interface got.
         """
+
+    def lead_out(self, namespace: int, endpoint: Endpoint) -> None:
+        """Have a container go out by this place: the one by which it did is gone."""
 
     def disconnect(self, name: str) -> None:
         """Take a container's link away; nothing happens when it is gone with its namespace."""
@@ -96,59 +100,81 @@ def run_nft(text: str) -> None:
         )
 
 
-def name_server_sockets() -> list[socket.socket]:
-    """The sockets of a container's name server, made in its own network namespace, where we are."""
+class Office:
+    """Where the name server is: a network namespace with a link to every bridge, and the server's two sockets.
+
+    On a bridge, and yet neither in a container, where its port would be taken from everybody, nor at the machine's own
+    addresses, where a firewall of the machine would have to let it in.
+    """
+
+    def __init__(self) -> None:
+        self._namespace = new_namespace()
+        self._number = 0
+        try:
+            with inside(self._namespace):
+                self._links = Links()
+                self._links.become_office()
+                self.sockets = _server_sockets()
+        except BaseException:
+            os.close(self._namespace)
+            raise
+
+    def open(self, links: Links, name: str, bridge: str, subnet: str, mtu: int) -> None:
+        """Connect a bridge, by a link with this `name` on its side."""
+        self._number += 1
+        peer = f"desk{self._number}"
+        links.make_desk(name, bridge, self._namespace, peer, mtu)
+        self._links.open_desk(peer, subnet)
+
+    def close(self) -> None:
+        """Let the namespace go; its sockets are the name server's."""
+        self._links.close()
+        os.close(self._namespace)
+
+
+def _server_sockets() -> tuple[socket.socket, socket.socket]:
     made: list[socket.socket] = []
     try:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
             each = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             made.append(each)
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             each.bind((SERVER_ADDRESS, SERVER_PORT))
         made[1].listen(_BACKLOG)
-    except OSError:
+    except BaseException:
         for each in made:
             each.close()
         raise
-    return made
+    return made[0], made[1]
 
 
 def connect_container(
     links: Links, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
-) -> tuple[Endpoint, list[socket.socket]]:
+) -> Endpoint:
     """The work of `Wiring.connect`, from the namespace of the bridge."""
-    from dataclasses import replace
-
-    if not first:
-        with inside(namespace):
-            within = Links()
-        try:
-            endpoint = replace(endpoint, interface=within.free_name())
-        finally:
-            within.close()
-    links.make_pair(name, bridge, namespace, endpoint, mtu)
-    sockets: list[socket.socket] = []
+    with inside(namespace):
+        within = Links()
     try:
-        with inside(namespace):
-            within = Links()
-            try:
-                if first:
-                    sockets = name_server_sockets()
-            except BaseException:
-                within.close()
-                raise
+        if not first:
+            endpoint = replace(endpoint, interface=within.free_name())
+        links.make_pair(name, bridge, namespace, endpoint, mtu)
         try:
-            within.configure(
-                endpoint, default_route=bool(endpoint.gateway) and (first or not within.has_default_route())
-            )
-        finally:
-            within.close()
-    except BaseException:
-        links.remove(name)
-        for each in sockets:
-            each.close()
-        raise
-    return endpoint, sockets
+            within.configure(endpoint, first=first)
+        except BaseException:
+            links.remove(name)
+            raise
+    finally:
+        within.close()
+    return endpoint
+
+
+def lead_out(namespace: int, endpoint: Endpoint) -> None:
+    """The work of `Wiring.lead_out`."""
+    with inside(namespace):
+        within = Links()
+    try:
+        within.lead_out(endpoint)
+    finally:
+        within.close()
 
 
 class MachineWiring:
@@ -163,6 +189,11 @@ class MachineWiring:
         self._table = table_name(key)
         self._links = Links()
         self._sweep()
+        self._office = Office()
+
+    def name_server(self) -> tuple[socket.socket, socket.socket]:
+        """See `Wiring.name_server`."""
+        return self._office.sockets
 
     def _sweep(self) -> None:
         """Take away what a killed keeper has left."""
@@ -182,18 +213,22 @@ class MachineWiring:
     def open_bridge(self, name: str, subnets: Subnets, mtu: int) -> None:
         """See `Wiring.open_bridge`."""
         self._links.make_bridge(name, subnets, mtu)
+        self._office.open(self._links, desk_name(name), name, str(subnets.subnet), mtu)
         with _forwarded() as turned:
             _turn_on(self._links, name, turned)
 
     def close_bridge(self, name: str) -> None:
         """See `Wiring.close_bridge`."""
+        self._links.remove(desk_name(name))
         self._links.remove(name)
 
-    def connect(
-        self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
-    ) -> tuple[Endpoint, list[socket.socket]]:
+    def connect(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool) -> Endpoint:
         """See `Wiring.connect`."""
         return connect_container(self._links, name, bridge, namespace, endpoint, mtu=mtu, first=first)
+
+    def lead_out(self, namespace: int, endpoint: Endpoint) -> None:
+        """See `Wiring.lead_out`."""
+        lead_out(namespace, endpoint)
 
     def disconnect(self, name: str) -> None:
         """See `Wiring.disconnect`."""
@@ -219,6 +254,7 @@ class MachineWiring:
         with contextlib.suppress(NbcontainerError, OSError), _forwarded() as turned:
             if not self._links.named(ANY_PREFIX):
                 _turn_off(turned)
+        self._office.close()
         self._links.close()
 
 
