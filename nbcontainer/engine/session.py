@@ -116,7 +116,7 @@ class Session:
 
     def _user_namespace(self) -> int:
         """Open the user namespace in which this user's containers live; -1 as root, who uses the machine's."""
-        return -1
+        return -1 if self.privileged else self.runtime.open_user_namespace()
 
     def adopt(self, descriptor: int) -> None:
         """Give a pipe to container root, so that ``/dev/stdout`` can be opened by name inside."""

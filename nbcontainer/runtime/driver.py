@@ -167,6 +167,10 @@ class NativeRuntime:
         """The launcher's process id while it runs."""
         return self._launcher_made.pid if self._launcher_made else None
 
+    def open_user_namespace(self) -> int:
+        """Open the user namespace in which containers of this person live; the caller's to close."""
+        return self._launcher.open_user_namespace()
+
     @property
     def waiting_descriptors(self) -> frozenset[int]:
         """What rooms that wait for their command keep open in this process."""

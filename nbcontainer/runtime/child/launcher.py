@@ -66,15 +66,15 @@ def main(fd: int, memory: int = -1) -> NoReturn:
     os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
     try:
         if memory < 0:
-            configuration = _first(channel)
+            configuration, shared = _first(channel)
             exposed = interpreter.could_be_changed(configuration)
             if exposed:
                 modules.load()
-                _enter_user_namespace(channel, configuration)
+                _enter_user_namespace(channel, configuration, shared)
                 interpreter.start_again(configuration, fd)
             helper = clerk.start(configuration.modules)
             modules.load()
-            fds = _enter_user_namespace(channel, configuration)
+            fds = _enter_user_namespace(channel, configuration, shared)
         else:
             configuration, fds = interpreter.remembered(memory), []
             helper = clerk.start(configuration.modules)
@@ -91,21 +91,25 @@ def main(fd: int, memory: int = -1) -> NoReturn:
     os._exit(0)
 
 
-def _first(channel: socket.socket) -> Configure:
+def _first(channel: socket.socket) -> tuple[Configure, list[int]]:
     received = receive(channel)
     if received is None or not isinstance(received[0], Configure):
         raise ProtocolError("expected Configure")
-    return received[0]
+    return received[0], received[1]
 
 
-def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> list[int]:
+def _enter_user_namespace(channel: socket.socket, configuration: Configure, shared: list[int]) -> list[int]:
     """Unshare and have the maps written; return the clones of the machine's file systems that came along, as root.
 
+    Where another launcher of this person lives, its namespace came along, and is entered instead.
     The current directory, which is where the stage will be, follows into the new mount namespace, whether or not
     container root may walk the folders above it.
     """
     os.chdir(os.path.join(configuration.store, _STAGE))
-    syscalls.unshare(processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
+    for namespace in shared:
+        syscalls.setns(namespace, processes.CLONE_NEWUSER)
+        os.close(namespace)
+    syscalls.unshare(processes.CLONE_NEWNS if shared else processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
     send(channel, Unshared(os.getpid()))
     received = receive(channel)
     if received is None or not isinstance(received[0], Mapped):
