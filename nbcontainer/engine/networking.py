@@ -51,7 +51,9 @@ def why_no_bridge(*, privileged: bool) -> str:
                 " given with --cap-add NET_ADMIN); use --network none or --network host"
             )
         return "" if found("nft") else NO_NFT
-    return "" if found("pasta") else NO_UPLINK
+    if not found("pasta"):
+        return NO_UPLINK
+    return "" if found("nft") else NO_NFT
 
 
 def _may_administer_networks() -> bool:

@@ -459,6 +459,10 @@ def _tell(ready: int, words: dict[str, str]) -> None:
 
 
 def _wiring(options: Options) -> Wiring:
+    if options.userns >= 0:
+        from nbcontainer.network.below import BelowWiring
+
+        return BelowWiring(options.key, options.userns)
     from nbcontainer.network.wiring import MachineWiring
 
     return MachineWiring(options.key)

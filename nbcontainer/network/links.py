@@ -33,7 +33,6 @@ _NO_DETECTION = 0x02  # IFA_F_NODAD of if_addr.h: the address is ours, nobody ha
 _MAIN_TABLE = 254
 _SHORTEST = 8
 _ON_LINK = 253  # RT_SCOPE_LINK of rtnetlink(7)
-_PROHIBIT = 8  # RTN_PROHIBIT of rtnetlink(7)
 _DEFAULT_MTU = 1500
 
 
@@ -224,11 +223,10 @@ class Links:
             self._route.link("set", index=index, state="up")
             self._route.route("add", dst=subnet, oif=index, scope=_ON_LINK, prefsrc=SERVER_ADDRESS)
 
-    def prohibit(self, address: str) -> None:
-        """Refuse whatever would be passed on to this address or subnet, at once; nothing happens for a second time."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        with _ours(f"closing the way to {address}"):
-            self._route.route("replace", family=family, dst=address, type=_PROHIBIT, priority=1)
+    def loopback_up(self) -> None:
+        """Set ``lo`` up."""
+        with _ours("setting lo up"):
+            self._route.link("set", index=1, state="up")
 
     def remove(self, name: str) -> None:
         """Take a link away; nothing happens for one that is not there."""

@@ -56,10 +56,12 @@ def ruleset(
     publications: Sequence[Publication],
     *,
     guarded: Sequence[str] = (),
+    forbidden: Sequence[str] = (),
 ) -> str:
     """The whole table, in one transaction.
 
     `guarded` are the families (``ipv4``, ``ipv6``) of which nothing but ours is forwarded: we turned forwarding on.
+    `forbidden` are addresses of this machine that would be reached by passing on, as they are from a network below it.
     """
     lines = [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{"]
     for bridge in bridges:
@@ -78,6 +80,7 @@ def ruleset(
     ])  # fmt: skip
     lines += _chain("outgoing", "", [
         f'oifname "{ANY_PREFIX}*" goto refuse',
+        *_forbid(forbidden),
         "ct state established,related accept",
         "ip daddr 169.254.0.0/16 goto refuse",
         "ip6 daddr { fe80::/10, fd00:ec2::254 } goto refuse",
@@ -146,6 +149,13 @@ def _reach(bridge: Bridge) -> list[str]:
             f'iifname "{name}" goto refuse',
         ]
     return []
+
+
+def _forbid(addresses: Sequence[str]) -> list[str]:
+    four = [each for each in addresses if ":" not in each]
+    six = [each for each in addresses if ":" in each]
+    lines = [f"ip daddr {{ {', '.join(four)} }} goto refuse"] if four else []
+    return [*lines, f"ip6 daddr {{ {', '.join(six)} }} goto refuse"] if six else lines
 
 
 def _publish(each: Publication) -> str:
