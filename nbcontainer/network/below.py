@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import time
+import traceback
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -222,6 +223,11 @@ class _Wirer:
     def serve(self) -> NoReturn:
         """Obey until the keeper is gone."""
         processes.die_with_parent()
+        kept = {self._channel.fileno(), self._user_namespace}
+        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
+            if fd > 2 and fd not in kept:  # noqa: PLR2004 - the standard ones
+                with contextlib.suppress(OSError):  # the listing's own
+                    os.close(fd)
         with contextlib.suppress(OSError):
             while True:
                 data, fds, _, _ = socket.recv_fds(self._channel, _LARGEST, _MOST_FDS)
@@ -246,6 +252,9 @@ class _Wirer:
             return [type(problem).__name__, problem.message]
         except OSError as problem:
             return ["UnsupportedHost", f"the network of your containers cannot be made: {problem}"]
+        except Exception as problem:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+            traceback.print_exc()
+            return ["UnsupportedHost", f"the network of your containers failed: {type(problem).__name__}: {problem}"]
 
     def _do_begin(self) -> None:
         syscalls.setns(self._user_namespace, processes.CLONE_NEWUSER)

@@ -22,6 +22,7 @@ import signal
 import socket
 import struct
 import sys
+import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,7 +36,7 @@ from nbcontainer.network import messages, plan, rules
 from nbcontainer.network.forwarding import Datagrams, Streams
 from nbcontainer.network.guests import Guest, Place, Room
 from nbcontainer.network.loop import READ, Loop
-from nbcontainer.network.places import LOCK, SOCKET, START, Options, at
+from nbcontainer.network.places import LOCK, LOG, SOCKET, START, Options, at
 from nbcontainer.network.ports import is_loopback
 from nbcontainer.network.resolver import Resolver
 
@@ -432,6 +433,7 @@ def main(text: str) -> NoReturn:
     code = 1
     keeper: Keeper | None = None
     try:
+        _complain_to(os.path.join(options.folder, LOG))
         folder = os.open(options.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         lock = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
         try:
@@ -447,10 +449,19 @@ def main(text: str) -> NoReturn:
         _tell(ready, {"error": type(problem).__name__, "message": problem.message})
     except OSError as problem:
         _tell(ready, {"error": "UnsupportedHost", "message": f"the network keeper cannot start: {problem}"})
+    except Exception:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+        traceback.print_exc()
     finally:
         if keeper is not None:
             keeper.close()
         os._exit(code)
+
+
+def _complain_to(path: str) -> None:
+    """Have what is written to standard error, by us and by our helpers, kept."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    os.dup2(fd, 2)
+    os.close(fd)
 
 
 def _tell(ready: int, words: dict[str, str]) -> None:

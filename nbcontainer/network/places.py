@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
-__all__ = ["FOLDER", "LOCK", "SOCKET", "START", "Options", "at"]
+__all__ = ["FOLDER", "LOCK", "LOG", "SOCKET", "START", "Options", "at"]
 
 FOLDER = "network"
 SOCKET = "keeper.sock"
 LOCK = "keeper.lock"
 """Held by the keeper for as long as it lives."""
+LOG = "keeper.log"
+"""What went wrong in the latest keeper, for whoever looks into it."""
 START = "start.lock"
 """Held by who is about to talk to the keeper, until it is connected, and by a keeper that is about to leave."""
 
