@@ -81,8 +81,6 @@ def check_networking(choice: NetworkChoice, options: NetworkOptions) -> None:
         pinned = [flag for flag in given if flag in {"--ip", "--ip6"}]
         if pinned and choice.kind == "egress":
             raise InvalidOption(f"{pinned[0]} does not go with --network egress, whose network is made for the run")
-        if options.dns and choice.kind == "egress":
-            raise InvalidOption("--dns does not go with --network egress: the names are looked up by this machine")
         return
     what = {"host": "this machine's network", "none": "no network", "container": "another container's network"}
     for flag in given:
