@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import time
 import traceback
 from dataclasses import asdict
@@ -42,7 +41,6 @@ _MOST_FDS = 4
 _UPLINK = "uplink0"
 _UPLINK_PATIENCE = 10.0
 _PASTA_MTU = 65520
-_DYING = 2.0
 
 
 class BelowWiring:
@@ -57,7 +55,7 @@ class BelowWiring:
             raise UnsupportedHost(NO_UPLINK)
         self._key = key
         self._machine = Links()
-        self._pasta: subprocess.Popen[bytes] | None = None
+        self._pasta = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
         self._pid = os.fork()
@@ -167,40 +165,44 @@ class BelowWiring:
         """Start pasta and wait for its link. It forwards no port and knows no way to this machine's loopback."""
         program = found("pasta")
         assert program is not None
-        self._pasta = subprocess.Popen(
+        self._pasta = _started(
             [
                 program, "--foreground", "--quiet", "--config-net", "--no-map-gw",
                 "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none",
                 "--ns-ifname", _UPLINK, "--mtu", str(_PASTA_MTU),
                 "--userns", f"/proc/{self._pid}/ns/user", "--netns", f"/proc/{self._pid}/ns/net",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            preexec_fn=processes.die_with_parent,  # noqa: PLW1509 - this process has one thread
+            ]
         )  # fmt: skip
         deadline = time.monotonic() + _UPLINK_PATIENCE
         while not self._call("has_uplink")[0]:
-            if self._pasta.poll() is not None or time.monotonic() > deadline:
-                self._end_pasta()
-                assert self._pasta.stderr is not None
-                said = self._pasta.stderr.read(4000).decode(errors="replace").strip().splitlines()
-                detail = f" ({said[-1]})" if said else ""
+            if os.waitpid(self._pasta, os.WNOHANG)[0] or time.monotonic() > deadline:
                 raise UnsupportedHost(
-                    f"pasta does not give your containers a way out{detail}; use --network none or --network host"
+                    "pasta does not give your containers a way out (network/keeper.log in the store has its words); use"
+                    " --network none or --network host"
                 )
             time.sleep(0.01)
 
     def _end_pasta(self) -> None:
-        if self._pasta is None:
-            return
-        self._pasta.terminate()
-        try:
-            self._pasta.wait(_DYING)
-        except subprocess.TimeoutExpired:
-            self._pasta.kill()
-            self._pasta.wait()
+        if self._pasta:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._pasta, signal.SIGKILL)  # all that it has is in its memory
+                os.waitpid(self._pasta, 0)
+            self._pasta = 0
+
+
+def _started(words: Sequence[str]) -> int:
+    """Start a program that dies with us, however we do; its pid. What it complains of is kept with our own words."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        processes.die_with_parent()
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for standard in (0, 1):
+            os.dup2(null, standard)
+        os.execv(words[0], list(words))  # noqa: S606 - a program of our choice, by path
+    finally:
+        os._exit(127)
 
 
 def _plain(endpoint: Endpoint) -> dict[str, Any]:
@@ -225,7 +227,7 @@ class _Wirer:
         processes.die_with_parent()
         kept = {self._channel.fileno(), self._user_namespace}
         for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
-            if fd > 2 and fd not in kept:  # noqa: PLR2004 - the standard ones
+            if fd > 2 and fd not in kept:
                 with contextlib.suppress(OSError):  # the listing's own
                     os.close(fd)
         with contextlib.suppress(OSError):
