@@ -197,6 +197,8 @@ def _started(words: Sequence[str]) -> int:
         return pid
     try:
         processes.die_with_parent()
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_DFL)  # pasta wants to be the first who ignores the last
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for standard in (0, 1):
             os.dup2(null, standard)
