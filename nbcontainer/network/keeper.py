@@ -423,6 +423,7 @@ def main(text: str) -> NoReturn:
     """Become a process of its own, make the wiring, say so, and serve."""
     options = Options.read(text)
     ready = options.ready
+    os.set_inheritable(ready, False)  # noqa: FBT003 - the standard library's own signature
     if os.fork():
         os._exit(0)
     os.setsid()
