@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import os
 import socket
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +165,8 @@ class Networks:
             settings.root, user_namespace=user_namespace, started=self._readmit, idle=settings.network_idle
         )
         self._reason: str | None = None
+        self._lock = threading.Lock()
+        self._ahead: dict[str, Lease] = {}
 
     @property
     def problem(self) -> str:
@@ -179,6 +182,7 @@ class Networks:
 
     def close(self) -> None:
         """Let go of the keeper; containers keep their networks. Safe twice."""
+        self.forget(tuple(self._ahead))
         self._keeper.close()
 
     # --- a container's network --------------------------------------------------------------------------------------
@@ -195,41 +199,83 @@ class Networks:
             finally:
                 lease.started()
             return
+        kept = self._claimed(spec)
+        if kept is not None:
+            with self._ending(kept):
+                yield kept
+            return
         if not choice.is_bridged:
             hosts = _host_lines(spec.networking.extra_hosts, "")
             yield Lease(spec=dataclasses.replace(spec, extra_hosts=(*spec.extra_hosts, *hosts)) if hosts else spec)
             return
-        with self._place(spec, name, choice) as lease:
-            try:
-                yield lease
-            finally:
-                lease.started()
-                with contextlib.suppress(NbcontainerError, OSError):  # a keeper that was killed has let go already
-                    self._keeper.ask_if_there(messages.Detach(container=spec.id))
+        lease = self._place(spec, name, choice)
+        with self._ending(lease):
+            yield lease
 
     @contextlib.contextmanager
-    def _place(self, spec: ContainerSpec, name: str, choice: NetworkChoice) -> Iterator[Lease]:
+    def _ending(self, lease: Lease) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._end(lease)
+
+    def _end(self, lease: Lease) -> None:
+        lease.started()
+        with contextlib.suppress(NbcontainerError, OSError):  # a keeper that was killed has let go already
+            self._keeper.ask_if_there(messages.Detach(container=lease.spec.id, over=True))
+
+    def ahead(self, spec: ContainerSpec) -> Lease | None:
+        """A place for a container that will probably be asked for; None when the keeper has none to give."""
+        with self._lock:
+            known = self._ahead.get(spec.id)
+        if known is not None:
+            return known
+        try:
+            lease = self._place(spec, "", NetworkChoice.parse(spec.network), ahead=True)
+        except NbcontainerError:  # whoever asks for the container will meet it again, and be told
+            return None
+        with self._lock:
+            self._ahead[spec.id] = lease
+        return lease
+
+    def forget(self, containers: Sequence[str]) -> None:
+        """These will not be asked for any more."""
+        for container in containers:
+            with self._lock:
+                lease = self._ahead.pop(container, None)
+            if lease is not None:
+                self._end(lease)
+
+    def _claimed(self, spec: ContainerSpec) -> Lease | None:
+        """The place that was kept for this container, where the keeper still has it."""
+        with self._lock:
+            lease = self._ahead.pop(spec.id, None)
+        if lease is None:
+            return None
+        try:
+            if self._keeper.ask_if_there(messages.Claim(container=spec.id)) is not None:
+                lease.spec = _placed(spec, lease.endpoints[0])
+                return lease
+        except NbcontainerError:  # it has another keeper now
+            pass
+        lease.started()
+        return None
+
+    def _place(self, spec: ContainerSpec, name: str, choice: NetworkChoice, *, ahead: bool = False) -> Lease:
         if self.problem:
             raise UnsupportedHost(self.problem)
         network = self._network(spec.id, choice)
-        options = spec.networking
-        lease = Lease(spec=spec)
-        with lease._undo:  # noqa: SLF001 - made by us, a line above
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
             with ours:
-                lease._undo.callback(theirs.close)  # noqa: SLF001
-                endpoint = self._asked(
-                    self._request(spec, network, _names(spec, name), ports=True), [ours.fileno()], options.ports
-                )
-            lease.gate = theirs.fileno()
-            lease.endpoints = (endpoint,)
-            lease.spec = dataclasses.replace(
-                spec,
-                addresses=tuple(each for each in (endpoint.address, endpoint.address6) if each),
-                extra_hosts=(*spec.extra_hosts, *_host_lines(options.extra_hosts, endpoint.gateway)),
-                resolv_conf=_resolv_conf(options, limited=choice.kind == "egress"),
-            )
-            yield lease
+                request = dataclasses.replace(self._request(spec, network, _names(spec, name), ports=True), ahead=ahead)
+                endpoint = self._asked(request, [ours.fileno()], spec.networking.ports)
+            lease = Lease(spec=_placed(spec, endpoint), gate=theirs.fileno(), endpoints=(endpoint,))
+        except BaseException:
+            theirs.close()
+            raise
+        lease._undo.callback(theirs.close)  # noqa: SLF001 - made by us, some lines above
+        return lease
 
     @staticmethod
     def _request(
@@ -416,6 +462,17 @@ class Networks:
             namespace = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
             undo.callback(os.close, namespace)
             return self._asked(request, [namespace, process.pidfd], ports)
+
+
+def _placed(spec: ContainerSpec, endpoint: Endpoint) -> ContainerSpec:
+    """The spec of a container that has this place: what its files in /etc say."""
+    options = spec.networking
+    return dataclasses.replace(
+        spec,
+        addresses=tuple(each for each in (endpoint.address, endpoint.address6) if each),
+        extra_hosts=(*spec.extra_hosts, *_host_lines(options.extra_hosts, endpoint.gateway)),
+        resolv_conf=_resolv_conf(options, limited=spec.network.startswith("egress:")),
+    )
 
 
 def _names(spec: ContainerSpec, name: str) -> tuple[str, ...]:

@@ -269,7 +269,7 @@ def _kind(request: RunRequest, subject: Subject) -> Kind | None:
     limits or rights of its own either: its cgroups, capabilities and filter are made when it is asked for.
     """
     options = request.options
-    if not subject.generation or options.volumes or options.network not in (None, "none"):
+    if not subject.generation or options.volumes or options.network not in (None, "none", "bridge"):
         return None
     if options.networking != NetworkOptions():
         return None
@@ -285,7 +285,14 @@ def _announce_successor(session: Session, request: RunRequest, placed: Placed) -
     if placed.kind is not None:
         with session.successors.promising(placed.kind) as (container, forgotten):
             spec = _spec(session, request, placed.subject, container, keep=False)
-            session.runtime.expect((spec,), tuple(session.records.path(each) for each in forgotten))
+            released = tuple(session.records.path(each) for each in forgotten)
+            session.networks.forget(forgotten)
+            if NetworkChoice.parse(spec.network).is_bridged:
+                lease = session.networks.ahead(spec)
+                if lease is not None:
+                    session.runtime.expect((lease.spec,), released, gates=(lease.gate,))
+                    return
+            session.runtime.expect((spec,) if spec.network == "none" else (), released)
 
 
 def _remembered(options: RunOptions, config: ImageConfig) -> dict[str, Any]:

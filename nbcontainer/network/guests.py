@@ -97,6 +97,7 @@ class Guest:
     admit: Callable[[Room, str, int], None]
     servers: tuple[str, ...] = ()
     gate: socket.socket | None = None
+    ahead: bool = False
     namespace: int = -1
     pidfd: int = -1
     places: dict[str, Place] = field(default_factory=dict)
@@ -149,6 +150,10 @@ class Guest:
         if self.gate is not None:
             self.gate.close()
             self.gate = None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of its process and its network namespace; safe twice."""
         for fd in (self.namespace, self.pidfd):
             if fd >= 0:
                 os.close(fd)

@@ -53,6 +53,8 @@ __all__ = ["Keeper", "main"]
 _GATE = 4096
 _BACKLOG = 64
 _RETRY = 1.0
+_SECOND_CHANCE = 3.0
+"""Seconds in which another process may come for a place whose first one ended before it was started."""
 GO = b"."
 
 
@@ -120,7 +122,13 @@ class Keeper:
         if isinstance(message, messages.Attach):
             return messages.Attached(endpoint=self._attach(message, fds))
         if isinstance(message, messages.Detach):
-            self._detach(message.container, message.network)
+            self._detach(message.container, message.network, over=message.over)
+            return messages.Done()
+        if isinstance(message, messages.Claim):
+            claimed = self._guests.get(message.container)
+            if claimed is None or claimed.gate is None:
+                raise NotFound("no place was kept for this container")
+            claimed.ahead = False
             return messages.Done()
         if isinstance(message, messages.Name):
             guest = self._guests.get(message.container)
@@ -226,6 +234,7 @@ class Keeper:
             hosts=network.hosts,
             admit=self._admit,
             servers=message.dns,
+            ahead=message.ahead,
         )
         place = Place(room=room, endpoint=endpoint)
         room.places[message.container] = place
@@ -293,6 +302,8 @@ class Keeper:
             data, fds, _, _ = socket.recv_fds(guest.gate, _GATE, 2)
         except OSError:
             data, fds = b"", []
+        if guest.is_over():  # another process comes in place of one that has ended while it waited
+            self._vacate(guest)
         if not data or len(fds) != 2 or guest.namespace >= 0:
             for fd in fds:
                 os.close(fd)
@@ -327,26 +338,44 @@ class Keeper:
         self._askers[place.endpoint.address] = guest
 
     def _ended(self, guest: Guest) -> None:
-        self._forget(guest)
+        if guest.gate is not None and guest.container in self._guests:  # somebody may still come through it
+            self._vacate(guest)
+            if not guest.ahead:
+                self._loop.later(_SECOND_CHANCE, lambda: self._forget_vacant(guest))
+        else:
+            self._forget(guest)
         self._reconsider()
 
-    def _detach(self, container: str, network: str) -> None:
+    def _vacate(self, guest: Guest) -> None:
+        """The process that waited in a place has ended; the place is kept for another."""
+        for place in guest.places.values():
+            place.link = ""
+            self._askers.pop(place.endpoint.address, None)
+        self._loop.forget(guest.pidfd)
+        guest.let_go()
+
+    def _forget_vacant(self, guest: Guest) -> None:
+        if guest.namespace < 0 and self._guests.get(guest.container) is guest:
+            self._forget(guest)
+            self._reconsider()
+
+    def _detach(self, container: str, network: str, *, over: bool) -> None:
         guest = self._guests.get(container)
         if guest is None:
             return
         if not network:
-            self._forget(guest)
+            self._forget(guest, over=over)
             return
         place = next((each for each in guest.places.values() if each.endpoint.network == network), None)
         if place is None:
             raise NotFound(f"the container is not in network {network}")
         self._leave(guest, place)
 
-    def _forget(self, guest: Guest) -> None:
+    def _forget(self, guest: Guest, *, over: bool = False) -> None:
         for place in list(guest.places.values()):
-            self._leave(guest, place)
+            self._leave(guest, place, over=over)
 
-    def _leave(self, guest: Guest, place: Place) -> None:
+    def _leave(self, guest: Guest, place: Place, *, over: bool = False) -> None:
         """Take a container out of a network, and forget one that is in none any more."""
         room = place.room
         for each in place.forwards:
@@ -355,7 +384,9 @@ class Keeper:
         room.places.pop(guest.container, None)
         room.addresses.give_back(guest.container)
         self._askers.pop(place.endpoint.address, None)
-        if place.link and not guest.is_over():  # else it goes with the namespace, for which nobody has to wait
+        if (
+            place.link and not over and not guest.is_over()
+        ):  # else it goes with the namespace, for which nobody has to wait
             self._wiring.disconnect(place.link)
             for other in list(guest.places.values())[:1]:
                 with contextlib.suppress(NbcontainerError):
@@ -379,12 +410,12 @@ class Keeper:
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
-        if not self._guests:
+        if all(guest.ahead for guest in self._guests.values()):
             patience = self._options.idle if self._clients else self._options.alone
             self._leaving = self._loop.later(patience, self._leave_all)
 
     def _leave_all(self) -> None:
-        if self._guests or not self.may_leave():
+        if not all(guest.ahead for guest in self._guests.values()) or not self.may_leave():
             self._leaving = self._loop.later(_RETRY, self._reconsider)
             return
         self._loop.stop()

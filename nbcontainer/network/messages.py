@@ -18,6 +18,7 @@ from nbcontainer.model.network import Endpoint, Network, PortMapping
 __all__ = [
     "Attach",
     "Attached",
+    "Claim",
     "Detach",
     "Done",
     "Look",
@@ -46,7 +47,7 @@ class Attach:
     fds: its *gate* (see `nbcontainer.runtime.child.gate`), or with `living` its network namespace and a pidfd of a
     process whose end is the container's; then the sockets of its published ports, `sockets` of them for each port.
     `names` are what it is called in the network, `dns` replaces the machine's servers, `hosts` are the only names it
-    may look up.
+    may look up. One that is asked for `ahead` of its container holds nobody here, until it is claimed.
     """
 
     container: str
@@ -59,6 +60,7 @@ class Attach:
     ports: tuple[PortMapping, ...] = ()
     sockets: tuple[int, ...] = ()
     living: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,18 @@ class Attached:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detach:
-    """Take a container out of a network, or out of all: it is over, or does not want to be there any more."""
+    """Take a container out of a network, or out of all: it is `over`, or does not want to be there any more."""
 
     container: str
     network: str = ""
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The container for which a place was asked ahead is started now; refused when the place is not there any more."""
+
+    container: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +127,9 @@ class Refused:
     message: str
 
 
-Message = Attach | Attached | Detach | Name | Remove | Look | Seen | Done | Refused
+Message = Attach | Attached | Claim | Detach | Name | Remove | Look | Seen | Done | Refused
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (Attach, Attached, Detach, Name, Remove, Look, Seen, Done, Refused)
+    kind.__name__: kind for kind in (Attach, Attached, Claim, Detach, Name, Remove, Look, Seen, Done, Refused)
 }
 _VALUES: dict[str, type[Any]] = {
     "Network": Network,

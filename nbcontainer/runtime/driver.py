@@ -74,9 +74,12 @@ class Runtime(Protocol):
         network instead of its own.
         """
 
-    def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
+    def expect(
+        self, specs: Sequence[ContainerSpec], released: Sequence[str] = (), *, gates: Sequence[int] = ()
+    ) -> None:
         """These are likely to be started next, whatever their command; nobody will start in the folders `released`.
 
+        `gates`, one for each spec or none at all, are those that they will be started with.
         Only a hint: a driver may prepare them, and must not fail because of it.
         """
 
@@ -226,7 +229,7 @@ class NativeRuntime:
                 rows=rows,
                 columns=columns,
             )
-            return launcher.run(request, stdio, (*outside, *entrances, *network), group)
+            return launcher.run(request, stdio, (*outside, *entrances), group, network)
         except BaseException:
             if group is not None:
                 group.remove()
@@ -277,12 +280,18 @@ class NativeRuntime:
         held = self._pids_limit if launcher.limits_processes else None
         return make_group(spec.id, spec.limits, machine_hierarchies(), pids=held, always=always)
 
-    def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
+    def expect(
+        self, specs: Sequence[ContainerSpec], released: Sequence[str] = (), *, gates: Sequence[int] = ()
+    ) -> None:
         """See `Runtime.expect`. A spec with volumes is left out: what they show is decided when it is started."""
         launcher = self._launcher
         stage = launcher.stage
-        rooms = [_room(spec, stage) for spec in specs if not any(mount.kind == "bind" for mount in spec.mounts)]
-        launcher.expect(Expect(rooms=rooms, released=[stage.locate(folder) for folder in released]))
+        plain = [not any(mount.kind == "bind" for mount in spec.mounts) for spec in specs]
+        rooms = [_room(spec, stage) for spec, known in zip(specs, plain, strict=True) if known]
+        if gates:
+            rooms = [replaced(room, gated=True) for room in rooms]
+        message = Expect(rooms=rooms, released=[stage.locate(folder) for folder in released])
+        launcher.expect(message, [gate for gate, known in zip(gates, plain, strict=bool(gates)) if known])
 
     def view(self, root: Sequence[Mount]) -> list[dict[str, Any]]:
         """The steps by which a task mounts the files of a container (see `nbcontainer.runtime.child.views`)."""

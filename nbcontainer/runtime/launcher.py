@@ -149,13 +149,17 @@ class Launcher:
         stdio: tuple[int, int, int],
         further: Sequence[int] = (),
         group: Group | None = None,
+        network: Sequence[int] = (),
     ) -> Connection:
-        """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's."""
+        """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's.
+
+        Those of its `network` a room that was built ahead has already.
+        """
         if not further and group is None:
             started = self._started_in_offer(request, stdio)
             if started is not None:
                 return started
-        return self._request(request, (*stdio, *further), self._resources(group))
+        return self._request(request, (*stdio, *further, *network), self._resources(group))
 
     def _resources(self, group: Group | None) -> Resources:
         return Resources(group, self._hierarchies, self._freezer, pids_limit=self._settings.pids_limit)
@@ -176,14 +180,14 @@ class Launcher:
         self._ensure()
         return bool(self._cgroup)
 
-    def expect(self, message: Expect) -> None:
+    def expect(self, message: Expect, gates: Sequence[int] = ()) -> None:
         """Say what will probably be asked for next. A launcher that is gone learns it with the request after that."""
         channel = self._channel
         if channel is not None:
             with self._lock:
                 self._offers.expect(message.rooms)
             with contextlib.suppress(OSError):
-                send(channel, message)
+                send(channel, message, tuple(gates))
 
     def _started_in_offer(self, request: Run, stdio: tuple[int, int, int]) -> Connection | None:
         """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked."""

@@ -157,7 +157,10 @@ class Run:
 
 @value
 class Expect:
-    """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders."""
+    """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders.
+
+    fds: the gates of rooms that are gated, in order.
+    """
 
     rooms: list[Room]
     released: list[str]

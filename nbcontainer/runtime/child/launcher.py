@@ -180,6 +180,7 @@ class Launcher:
         self._ready: list[init.Prepared] = []
         self._furnished: list[init.Prepared] = []
         self._expected: list[Room] = []
+        self._gates: dict[str, int] = {}
         self._left: set[str] = set()
         self._last_request = _now()
         self._broken = False
@@ -239,8 +240,9 @@ class Launcher:
 
     def _answer(self, message: object, fds: list[int]) -> None:
         if isinstance(message, Expect):
-            self._expect(message)
-        elif isinstance(message, Taken):
+            self._expect(message, fds)
+            return
+        if isinstance(message, Taken):
             for prepared in [each for each in self._furnished if each.room is not None and each.room.id == message.id]:
                 self._taken(prepared)
         if not fds:
@@ -266,6 +268,7 @@ class Launcher:
         room = request.room
         prepared = self._take_furnished(room)
         self._expected = [each for each in self._expected if each.id != room.id]
+        self._close_gates()
         furnished = prepared is not None
         if prepared is None:
             suits = room.network == self._configuration.pool_network
@@ -324,6 +327,7 @@ class Launcher:
         """
         if _now() - self._last_request >= self._pool_idle:
             self._expected.clear()
+            self._close_gates()
             for prepared in [*self._furnished, *self._ready]:
                 self._let_go(prepared)
             return
@@ -342,7 +346,9 @@ class Launcher:
             except OSError:
                 self._broken = True  # the next request will meet the same problem and report it
 
-    def _expect(self, message: Expect) -> None:
+    def _expect(self, message: Expect, gates: list[int]) -> None:
+        for room, fd in zip([each for each in message.rooms if each.gated], gates, strict=False):
+            self._gates[room.id] = os.dup(fd)
         most = max(0, self._configuration.pool_size - 1)  # one always waits for what nobody expects
         self._expected = (
             [*self._expected, *(room for room in message.rooms if room.network == self._configuration.pool_network)][
@@ -351,21 +357,31 @@ class Launcher:
             if most
             else []
         )
+        self._close_gates()
         for folder in message.released:
             self._left.discard(folder)
             self._clerk.discard(folder)
 
     def _unfurnished(self) -> list[Room]:
         rooms = [each.room for each in self._furnished]
-        return [room for room in self._expected if room not in rooms]
+        return [room for room in self._expected if room not in rooms and (not room.gated or room.id in self._gates)]
+
+    def _close_gates(self) -> None:
+        """Let go of the gates of rooms that are not expected any more."""
+        for room in set(self._gates) - {each.id for each in self._expected}:
+            os.close(self._gates.pop(room))
 
     def _furnish(self, room: Room, prepared: init.Prepared) -> None:
         """Have a container-to-be build a room that nobody has asked for yet."""
+        gate = self._gates.pop(room.id, -1)
         try:
-            prepared.furnish(room, [], ahead=True)
+            prepared.furnish(room, [gate] if room.gated else [], ahead=True)
         except OSError:  # it died while it waited: collected by `_reap`
             self._ready.append(prepared)
             return
+        finally:
+            if gate >= 0:
+                os.close(gate)
         self._left.add(room.scratch)
         self._furnished.append(prepared)
         prepared.offer(self._channel)
