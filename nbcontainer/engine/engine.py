@@ -27,9 +27,9 @@ from nbcontainer.engine.executing import ExecRequest, execute
 from nbcontainer.engine.filters import Filter, created_before, has_labels
 from nbcontainer.engine.lifecycle import Lifecycle
 from nbcontainer.engine.logs import last_lines, read_log, within
+from nbcontainer.engine.networking import new_network
 from nbcontainer.engine.records import Stored
 from nbcontainer.engine.results import bad_end
-from nbcontainer.engine.networking import new_network
 from nbcontainer.engine.running import Placed, RunRequest, Subject, carry_out, place, place_again
 from nbcontainer.engine.service import plain_service
 from nbcontainer.engine.session import Session
@@ -271,7 +271,8 @@ class Engine:
                 request = dataclasses.replace(
                     request, options=dataclasses.replace(options, network=self.failed_step().network)
                 )
-            return request, place(session, self._with_network(session, request), subject)
+            request = self._with_network(session, request)
+            return request, place(session, request, subject)
 
     @staticmethod
     def _with_network(session: Session, request: RunRequest) -> RunRequest:

@@ -138,7 +138,19 @@ class Lease:
     @property
     def fields(self) -> dict[str, Any]:
         """What a record keeps of it."""
-        return {"endpoints": [dataclasses.asdict(each) for each in self.endpoints]} if self.endpoints else {}
+        if not self.endpoints:
+            return {}
+        ports = [
+            {
+                "ip": mapping.host_ip or "127.0.0.1",
+                "host_port": mapping.host_port,
+                "container_port": mapping.container_port,
+                "protocol": mapping.protocol,
+            }
+            for each in self.endpoints
+            for mapping in each.ports
+        ]
+        return {"endpoints": [dataclasses.asdict(each) for each in self.endpoints], "ports": ports}
 
     def started(self) -> None:
         """The container has its own copies of the descriptors now. Safe twice."""

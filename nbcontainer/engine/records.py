@@ -58,6 +58,7 @@ _OF_ONE_RUN = (
     "health",
     "restarting",
     "endpoints",
+    "ports",
 )
 
 

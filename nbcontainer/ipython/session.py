@@ -164,7 +164,7 @@ class NotebookSession:
                 "with -d the cell is a script and cannot be COMMAND's input; leave COMMAND out, or write one line:"
                 f" %container run -d {request.image} COMMAND"
             )
-        network: Any = request.options.network or (None if request.failed else self._magics.network)
+        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
         asked: dict[str, Any] = {
             "options": replace(request.options, network=network),
             "script": script,

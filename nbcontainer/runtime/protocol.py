@@ -115,8 +115,8 @@ class Room:
     ``adapted`` (the default one for other capabilities); ``unconfined`` has none.
     `rlimits` are soft and hard limits by the number of the resource. With `cgroups`, as many entrances of cgroups come
     as descriptors after the mounts; with `joins` the network namespace to enter follows, with `gated` the gate at which
-    the command waits for its link (see `nbcontainer.runtime.child.gate`). With `terminal` the command's standard streams
-    are a terminal of the container's.
+    the command waits for its link (see `nbcontainer.runtime.child.gate`). With `terminal` the standard streams are a
+    terminal of the container's.
     """
 
     id: str
