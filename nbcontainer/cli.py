@@ -233,10 +233,11 @@ class TerminalSession:
                     listener=listener,
                     failed=request.failed,
                 )
+            network = request.options.network or ("host" if request.failed else self.engine.default_network)
             found = hints(
                 request.image,
                 self._stderr_tail.decode(errors="replace"),
-                request.options.network,
+                network,
                 interactive=request.interactive,
                 terminal=request.options.terminal,
             )

@@ -113,7 +113,7 @@ def test_readme_names_every_setting() -> None:
     text = (TOP / "README.md").read_text(encoding="utf-8")
     table = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
     assert table == set(ContainerMagics.class_own_traits(config=True))
-    known = {"NBCONTAINER_ROOT", "NBCONTAINER_MIRRORS", "NBCONTAINER_INSECURE_REGISTRIES"}
+    known = {"NBCONTAINER_ROOT", "NBCONTAINER_MIRRORS", "NBCONTAINER_INSECURE_REGISTRIES", "NBCONTAINER_NETWORK"}
     assert set(re.findall(r"NBCONTAINER_\w+", text)) == known
     read = Settings.from_environment(
         dict.fromkeys(known, "") | {"NBCONTAINER_MIRRORS": "docker.io=https://mirror.example"}

@@ -131,7 +131,14 @@ def test_no_forbidden_words(path: Path) -> None:
     assert found == []
 
 
-MAY_FORK = ("nbcontainer._linux.", "nbcontainer.runtime.child", "nbcontainer.engine.monitor.__main__")
+MAY_FORK = (
+    "nbcontainer._linux.",
+    "nbcontainer.runtime.child",
+    "nbcontainer.engine.monitor.__main__",
+    "nbcontainer.network.below",
+    "nbcontainer.network.keeper",
+    "nbcontainer.network.links",
+)
 
 
 @pytest.mark.parametrize("name", [name for name in TREES if not name.startswith(MAY_FORK)])

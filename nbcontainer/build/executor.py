@@ -636,7 +636,7 @@ class _StageRun:
                 variables=tuple(each for each in job.environment if each.partition("=")[0] not in hidden),
                 directory=job.directory,
                 user=job.user,
-                network=job.network,
+                network="none" if job.network == "none" else "host",
                 command=job.argv,
                 mounts=mount_texts(instruction.mounts),
                 shown=tuple(each for each in job.mounts if not each.upper and not each.source.endswith("/agent")),

@@ -44,7 +44,7 @@ __all__ = [
     "verb_help",
 ]
 
-Completes = Literal["", "image", "stored", "container", "running", "either", "verb", "shell", "volume"]
+Completes = Literal["", "image", "stored", "container", "running", "either", "verb", "shell", "volume", "network"]
 Count = Literal["one", "optional", "any", "some", "rest"]
 PREFIX: dict[Door, str] = {"notebook": "%container", "terminal": "nbcontainer"}
 _WIDTH = 100

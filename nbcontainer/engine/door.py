@@ -210,9 +210,9 @@ def network_hint(stderr: str, network: NetworkMode | None) -> str:
 
     Asked of every finished run, not only of failed ones: ``apt-get update`` ends with 0 when it reached nobody.
     """
-    if network == "host" or not _FAILED_LOOKUP.search(stderr):
+    if network not in {None, "none"} or not _FAILED_LOOKUP.search(stderr):
         return ""
-    return "this container has no network (the default); add --network host to give it the machine's"
+    return "this container has no network; --network bridge gives it one of its own, --network host the machine's"
 
 
 _NOT_YOURS = re.compile(r"permission denied|value too large for defined data type|\[errno (?:13|75)\]", re.IGNORECASE)

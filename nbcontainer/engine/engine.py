@@ -27,6 +27,7 @@ from nbcontainer.engine.executing import ExecRequest, execute
 from nbcontainer.engine.filters import Filter, created_before, has_labels
 from nbcontainer.engine.lifecycle import Lifecycle
 from nbcontainer.engine.logs import last_lines, read_log, within
+from nbcontainer.engine.networking import new_network
 from nbcontainer.engine.records import Stored
 from nbcontainer.engine.results import bad_end
 from nbcontainer.engine.running import Placed, RunRequest, Subject, carry_out, place, place_again
@@ -48,6 +49,7 @@ from nbcontainer.engine.views import (
     ImageSummary,
     Info,
     LogLine,
+    NetworkSummary,
     Pruned,
     RemovedImage,
     Version,
@@ -79,6 +81,7 @@ from nbcontainer.model import (
     ServiceOptions,
     ignore,
 )
+from nbcontainer.model.network import Endpoint, NetworkOptions, PortMapping
 from nbcontainer.store import lock_store
 
 if TYPE_CHECKING:
@@ -90,6 +93,7 @@ if TYPE_CHECKING:
     from nbcontainer.build.request import BuildOptions, FailedStep
     from nbcontainer.engine.doctor import DoctorReport
     from nbcontainer.engine.door import FailedState
+    from nbcontainer.engine.networking import Networks
     from nbcontainer.engine.records import ContainerRecords, Record
     from nbcontainer.images.image import Image
     from nbcontainer.images.library import Library
@@ -267,7 +271,14 @@ class Engine:
                 request = dataclasses.replace(
                     request, options=dataclasses.replace(options, network=self.failed_step().network)
                 )
+            request = self._with_network(session, request)
             return request, place(session, request, subject)
+
+    @staticmethod
+    def _with_network(session: Session, request: RunRequest) -> RunRequest:
+        """The request with the default network where none was asked for."""
+        network = request.options.network or session.networks.default
+        return dataclasses.replace(request, options=dataclasses.replace(request.options, network=network))
 
     def _carried_out(self, session: Session, request: RunRequest, placed: Placed, *, check: bool) -> RunResult:
         try:
@@ -530,7 +541,9 @@ class Engine:
 
     def rename(self, container: str, name: str) -> ContainerSummary:
         """Give a container another name; raise `Conflict` when it is taken."""
-        return self._lifecycle.rename(container, name)
+        summary = self._lifecycle.rename(container, name)
+        self._networks.renamed(self._records.find(name))
+        return summary
 
     def remove_container(self, container: str, *, force: bool = False, volumes: bool = False) -> ContainerSummary:
         """Remove a container that has ended; with `force` end a running one first.
@@ -619,6 +632,56 @@ class Engine:
             ids=volume.ids,
             usable=store.is_ours(volume),
         )
+
+    # --- networks ---------------------------------------------------------------------------------------------------
+
+    def networks(self) -> tuple[NetworkSummary, ...]:
+        """Every network, the default one first, and who is in it."""
+        return self._networks.walk()
+
+    def inspect_network(self, network: str) -> NetworkSummary:
+        """One network, by name or id; raise `NotFound`."""
+        return self._networks.inspect(network)
+
+    def create_network(
+        self,
+        name: str,
+        *,
+        subnets: Sequence[str] = (),
+        gateways: Sequence[str] = (),
+        internal: bool = False,
+        mtu: int = 0,
+        labels: Sequence[str] = (),
+    ) -> NetworkSummary:
+        """Make a network; without `subnets` (one of IPv4, one of IPv6 at most) it gets some that are free.
+
+        An `internal` one leads nowhere outside. Raises `Conflict` when the name is taken.
+        """
+        network = new_network(name, subnets, gateways, internal=internal, mtu=mtu, labels=labels)
+        return NetworkSummary(network=self._networks.create(network))
+
+    def remove_network(self, network: str) -> NetworkSummary:
+        """Forget a network; raise `Conflict` while a container is in it."""
+        return NetworkSummary(network=self._networks.remove(network))
+
+    def prune_networks(self) -> tuple[NetworkSummary, ...]:
+        """Forget the networks that no container is in; return them."""
+        return tuple(NetworkSummary(network=each) for each in self._networks.prune())
+
+    def connect_network(self, network: str, container: str, options: NetworkOptions | None = None) -> Endpoint:
+        """Give a running container a place in a further network; of `options` addresses and aliases count."""
+        return self._networks.connect(network, container, options or NetworkOptions())
+
+    def disconnect_network(self, network: str, container: str) -> None:
+        """Take a running container out of a network."""
+        self._networks.disconnect(network, container)
+
+    def ports(self, container: str) -> tuple[PortMapping, ...]:
+        """The published ports of a running container; raise `Conflict` for one that does not run."""
+        summary = self._records.find(container).summary()
+        if summary.state != "running":
+            raise Conflict(f"container {container} is not running, so it has no ports")
+        return summary.ports
 
     # --- files of containers ----------------------------------------------------------------------------------------
 
@@ -794,6 +857,11 @@ class Engine:
             self._connect().volumes,
         )
 
+    @property
+    def default_network(self) -> str:
+        """The network of a container for which none is asked: ``bridge`` where that can be, else ``none``."""
+        return self._connect().networks.default
+
     def info(self) -> Info:
         """The state of things in a few lines."""
         containers = self.containers(everything=True)
@@ -808,7 +876,7 @@ class Engine:
                 ("driver", "native"),
                 ("tier", self._connect().tier),
                 ("ids", f"{sum(each.length for each in id_map.uids)} per container"),
-                ("default network", "none"),
+                ("default network", self._connect().networks.default),
                 ("platform", str(Platform.host())),
                 ("kernel", host_platform.release()),
             )
@@ -879,6 +947,10 @@ class Engine:
     @property
     def _records(self) -> ContainerRecords:
         return self._connect().records
+
+    @property
+    def _networks(self) -> Networks:
+        return self._connect().networks
 
     @property
     def _lifecycle(self) -> Lifecycle:

@@ -27,6 +27,7 @@ from nbcontainer.engine.views import ContainerSummary
 from nbcontainer.engine.volume_use import mounted
 from nbcontainer.errors import Conflict, ContainerNotFound, InvalidOption, InvalidReference, StorageError
 from nbcontainer.model import ContainerId
+from nbcontainer.model.network import Endpoint, PortMapping
 from nbcontainer.store import FileLock
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ _OF_ONE_RUN = (
     "ended_by",
     "health",
     "restarting",
+    "endpoints",
+    "ports",
 )
 
 
@@ -76,6 +79,17 @@ class Stored:
     def abandoned(self) -> bool:
         """True for a throw-away container whose supervisor is gone: only its files are left."""
         return not self.locked and not self.fields.get("keep", False)
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Its places in networks, in its latest run; none where the record does not tell."""
+        listed = self.fields.get("endpoints")
+        found = []
+        for fields in listed if isinstance(listed, list) else []:
+            with contextlib.suppress(TypeError, ValueError, AttributeError):
+                ports = tuple(PortMapping(**each) for each in fields.get("ports", ()))
+                found.append(Endpoint(**{**fields, "names": tuple(fields.get("names", ())), "ports": ports}))
+        return tuple(found)
 
     def summary(self) -> ContainerSummary:
         """As `ps` shows it."""
@@ -101,6 +115,7 @@ class Stored:
             mounted=mounted(fields),
             service=self.service,
             health=str(health.get("status", "")) if isinstance(health, dict) and state == "running" else "",
+            ports=tuple(port for each in self.endpoints for port in each.ports) if self.locked else (),
         )
 
     @property

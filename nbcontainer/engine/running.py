@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from nbcontainer.engine.attending import Heard, Talk, attend, check_input
 from nbcontainer.engine.ending import Note
 from nbcontainer.engine.lifecycle import process_fields
+from nbcontainer.engine.networking import check_networking, resolved_networking
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
 from nbcontainer.engine.roots import root_of, saved_root
 from nbcontainer.engine.saved import saved_spec, spec_of
@@ -27,6 +28,7 @@ from nbcontainer.engine.volume_use import anonymous_of, fill, found_again, let_g
 from nbcontainer.engine.volumes import resolved_volumes
 from nbcontainer.errors import ImageNotFound, InvalidOption
 from nbcontainer.model import BindMount, Digest, ImageConfig, Platform, RunOptions, VolumeMount
+from nbcontainer.model.network import NetworkChoice, NetworkOptions
 from nbcontainer.runtime.bundle import bundle
 from nbcontainer.runtime.devices import resolved_devices
 from nbcontainer.runtime.limits import check_limits
@@ -240,6 +242,8 @@ def _spec(
         options = dataclasses.replace(options, volumes=(*found, *volumes))
     if options.devices:
         options = dataclasses.replace(options, devices=resolved_devices(options.devices))
+    options = dataclasses.replace(options, networking=resolved_networking(options.networking, subject.config))
+    check_networking(NetworkChoice.parse(options.network or "none"), options.networking)
     directory = session.records.path(container)
     spec = bundle(
         container,
@@ -265,7 +269,9 @@ def _kind(request: RunRequest, subject: Subject) -> Kind | None:
     limits or rights of its own either: its cgroups, capabilities and filter are made when it is asked for.
     """
     options = request.options
-    if not subject.generation or options.volumes or options.network not in (None, "none"):
+    if not subject.generation or options.volumes or options.network not in (None, "none", "bridge"):
+        return None
+    if options.networking != NetworkOptions():
         return None
     plain = RunOptions()
     if any(getattr(options, name) != getattr(plain, name) for name in _MADE_WHEN_ASKED):
@@ -279,7 +285,14 @@ def _announce_successor(session: Session, request: RunRequest, placed: Placed) -
     if placed.kind is not None:
         with session.successors.promising(placed.kind) as (container, forgotten):
             spec = _spec(session, request, placed.subject, container, keep=False)
-            session.runtime.expect((spec,), tuple(session.records.path(each) for each in forgotten))
+            released = tuple(session.records.path(each) for each in forgotten)
+            session.networks.forget(forgotten)
+            if NetworkChoice.parse(spec.network).is_bridged:
+                lease = session.networks.ahead(spec)
+                if lease is not None:
+                    session.runtime.expect((lease.spec,), released, gates=(lease.gate,))
+                    return
+            session.runtime.expect((spec,) if spec.network == "none" else (), released)
 
 
 def _remembered(options: RunOptions, config: ImageConfig) -> dict[str, Any]:
@@ -306,12 +319,21 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
     heard = Heard(request.output, record)
     deaths = session.runtime.deaths
 
+    networks = contextlib.ExitStack()
+
     def start(stdio: tuple[int, int, int], window: Window) -> Connection:
         try:
-            return session.runtime.start(spec, stdio, window=window)
+            lease = networks.enter_context(session.networks.lease(spec, str(record.read("name") or "")))
+            if lease.fields:
+                record.update(**lease.fields)
+            connection = session.runtime.start(
+                lease.spec, stdio, window=window, gate=lease.gate, namespace=lease.namespace
+            )
+            lease.started()
         except BaseException:
             placed.discard()
             raise
+        return connection
 
     timeout = request.options.timeout
     try:
@@ -331,6 +353,7 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
         # also of what is thrown away: somebody may be waiting for it, with the record open
         record.update(finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason)
     finally:
+        networks.close()
         record.close()
         if not record.kept:
             session.recover(deaths)

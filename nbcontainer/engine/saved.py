@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcontainer.errors import StorageError, UnsupportedHost
 from nbcontainer.model import ContainerSpec, Device, Limits, Mount, Ulimit
+from nbcontainer.model.network import NetworkOptions, PortMapping
 
 if TYPE_CHECKING:
     from nbcontainer.engine.records import Stored
@@ -56,6 +57,9 @@ def spec_of(stored: Stored) -> ContainerSpec:
 def _value(name: str, value: Any) -> Any:
     if name == "limits":
         return Limits(**value)
+    if name == "networking":
+        ports = tuple(PortMapping(**each) for each in value.pop("ports", ()))
+        return NetworkOptions(**{key: _tuple(each) for key, each in value.items()}, ports=ports)
     if name in _NESTED:
         return tuple(_NESTED[name](**_tuples(each)) for each in value)
     read = _tuple(value)

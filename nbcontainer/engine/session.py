@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nbcontainer._linux import idmaps
 from nbcontainer.engine import host_image
 from nbcontainer.engine.build_runtime import BuildRuntime
+from nbcontainer.engine.networking import Networks
 from nbcontainer.engine.records import ContainerRecords
 from nbcontainer.engine.successors import Successors
 from nbcontainer.engine.volume_use import used_volumes
@@ -73,6 +74,9 @@ class Session:
             discard=self._remove_tree,
         )
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
+        self.networks = Networks(
+            settings, self.records, privileged=self.privileged, user_namespace=self._user_namespace
+        )
         self._recovered = 0
         if sweeping:
             self._sweep()
@@ -109,6 +113,10 @@ class Session:
                 f"the store {root} cannot be opened: {problem.strerror} ({problem.filename}); "
                 "choose another folder with NBCONTAINER_ROOT or %config ContainerMagics.root"
             ) from problem
+
+    def _user_namespace(self) -> int:
+        """Open the user namespace in which this user's containers live; -1 as root, who uses the machine's."""
+        return -1 if self.privileged else self.runtime.open_user_namespace()
 
     def adopt(self, descriptor: int) -> None:
         """Give a pipe to container root, so that ``/dev/stdout`` can be opened by name inside."""
@@ -202,6 +210,7 @@ class Session:
         """End everything; safe twice."""
         self.build_runtime.close()
         self.runtime.close()
+        self.networks.close()
 
 
 def _mountinfo() -> str:

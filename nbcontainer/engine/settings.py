@@ -41,7 +41,8 @@ class Settings:
     reached over plain http (loopback always may). `interrupt_grace` is the seconds a cell has between SIGINT and the
     end of all its processes. `pool_size` containers are kept prepared, 0 turns that off; after `pool_idle` seconds
     without a request none is, until the next. What a build has started for itself is kept for `build_idle` seconds,
-    for the next one.
+    for the next one. `network` is that of containers for which none was asked, "" for a bridge where that can be; what
+    networks need is kept for `network_idle` seconds after the last container that had one.
     """
 
     root: str = field(default_factory=default_root)
@@ -53,10 +54,12 @@ class Settings:
     pool_size: int = 3
     pool_idle: float = 300.0
     build_idle: float = 60.0
+    network: str = ""
+    network_idle: float = 20.0
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
-        """Read ``NBCONTAINER_ROOT``, ``NBCONTAINER_MIRRORS`` and ``NBCONTAINER_INSECURE_REGISTRIES``.
+        """Read ``NBCONTAINER_ROOT``, ``_MIRRORS``, ``_INSECURE_REGISTRIES`` and ``_NETWORK``.
 
         Mirrors are ``host=base[,base…]`` separated by ``;`` or spaces; insecure registries are separated by commas or
         spaces. Raises `InvalidOption` naming the variable.
@@ -67,6 +70,7 @@ class Settings:
             root=os.path.abspath(os.path.expanduser(root)),
             mirrors=parse_mirrors(variables.get(_PREFIX + "MIRRORS", "")),
             insecure_registries=tuple(variables.get(_PREFIX + "INSECURE_REGISTRIES", "").replace(",", " ").split()),
+            network=variables.get(_PREFIX + "NETWORK", ""),
         )
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from nbcontainer.engine.volume_use import container_mounts
 from nbcontainer.errors import InvalidReference, NbcontainerError, printable
 from nbcontainer.model import Reference
+from nbcontainer.network.ports import port_text
 
 if TYPE_CHECKING:
     from nbcontainer.engine.doctor import DoctorReport
@@ -493,6 +494,7 @@ def container_table(
             Column("COMMAND", command, lambda row: row.command),
             Column("CREATED", lambda row: ago(row.created), lambda row: _moment(row.created)),
             Column("STATUS", _status),
+            Column("PORTS", lambda row: ", ".join(port_text(each) for each in row.ports), lambda row: row.ports),
             Column("NAMES", lambda row: row.name),
         ],
         containers,

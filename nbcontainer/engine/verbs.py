@@ -52,6 +52,8 @@ from nbcontainer.engine.filters import (
 from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
 from nbcontainer.engine.mount_options import MOUNT_OPTIONS, split_mounts
+from nbcontainer.engine.network_options import NETWORK_OPTIONS, networking_of
+from nbcontainer.engine.network_verbs import NETWORK_VERBS
 from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
 from nbcontainer.engine.service_verbs import DETACH, SERVICE_OPTIONS, service_options, service_verbs
 from nbcontainer.engine.views import ContainerDetail, VolumeSummary
@@ -232,6 +234,7 @@ def run_request(arguments: Namespace, *, create: bool = False) -> TypedRun:
         hostname=arguments.hostname or "",
         entrypoint=None if entrypoint is None else tuple(word for word in (entrypoint,) if word),
         network=arguments.network,
+        networking=networking_of(arguments),
         read_only=arguments.read_only,
         pull=arguments.pull or "missing",
         platform=arguments.platform or "",
@@ -409,12 +412,7 @@ RUN = Verb(
             metavar="PROGRAM",
             help='run this instead of the image\'s entry point; "" for none',
         ),
-        Option(
-            flags=("--network",),
-            metavar="{none,host}",
-            choices=("none", "host"),
-            help="none (the default) or this machine's own network",
-        ),
+        *NETWORK_OPTIONS,
         Option(flags=("--read-only",), help="make the container's file system read-only"),
         Option(
             flags=("--pull",),
@@ -436,9 +434,6 @@ RUN = Verb(
         *CELL_OPTIONS,
         *TERMINAL_OPTIONS,
         _QUIET_PULL,
-        Option(
-            flags=("-p", "--publish"), metavar="PORTS", refusal="publishing ports is not there yet; try --network host"
-        ),
     ),
     examples=(
         "run debian cat /etc/os-release",
@@ -615,6 +610,7 @@ VERBS: tuple[Verb, ...] = (
     *BUILD_VERBS,
     *RESOURCE_VERBS,
     *VOLUME_VERBS,
+    *NETWORK_VERBS,
     Verb(
         name="df",
         summary="Show what the local store takes",

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nbcontainer.model import Descriptor, Digest, HistoryEntry, ImageConfig
+    from nbcontainer.model.network import Endpoint, Network, PortMapping
 
 __all__ = [
     "BuiltImage",
@@ -27,6 +28,7 @@ __all__ = [
     "ImageSummary",
     "Info",
     "LogLine",
+    "NetworkSummary",
     "Pruned",
     "RemovedImage",
     "Version",
@@ -111,6 +113,15 @@ class ContainerSummary:
     mounted: tuple[str, ...] = ()
     service: bool = False
     health: str = ""
+    ports: tuple[PortMapping, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSummary:
+    """A network, and the places of running containers in it. Its subnet is "" for as long as it has had none."""
+
+    network: Network
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,7 @@ def _values(kind: str) -> list[str]:
         "either": lambda: _containers() + _stored(),
         "verb": _verbs,
         "volume": _volumes,
+        "network": lambda: [*_networks(), "none", "host", "egress:", "container:"],
         "shell": lambda: ["bash", "node", "perl", "python3", "sh"],
     }
     return kinds[kind]() if kind else []
@@ -180,6 +181,10 @@ def _containers(*, everything: bool = True) -> list[str]:
 
 def _volumes() -> list[str]:
     return [volume.name for volume in _engine().volumes()]
+
+
+def _networks() -> list[str]:
+    return [summary.network.name for summary in _engine().networks()]
 
 
 def _engine() -> Any:

@@ -20,7 +20,9 @@ class ContainerMagics(Magics):
 
     root = Unicode("", help="Folder of all state: images, layers, containers. Else NBCONTAINER_ROOT.").tag(config=True)
     default_image = Unicode("host", help="The image of a %%container line that names none.").tag(config=True)
-    network = Enum(["none", "host"], "none", help="The network of containers that ask for none.").tag(config=True)
+    network = Unicode(
+        "", help="The network of containers that ask for none. Else NBCONTAINER_NETWORK, or bridge where it can be."
+    ).tag(config=True)
     mirrors = Dict(help="Registry host to the base, or list of bases, tried before it. Else NBCONTAINER_MIRRORS.").tag(
         config=True
     )

@@ -164,7 +164,7 @@ class NotebookSession:
                 "with -d the cell is a script and cannot be COMMAND's input; leave COMMAND out, or write one line:"
                 f" %container run -d {request.image} COMMAND"
             )
-        network: Any = request.options.network or (None if request.failed else self._magics.network)
+        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
         asked: dict[str, Any] = {
             "options": replace(request.options, network=network),
             "script": script,
@@ -209,10 +209,11 @@ class NotebookSession:
 
     def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
         command, script, stdin = self._input(request, writer, request.image, f"%container run {request.image}")
-        network: Any = request.options.network or (None if request.failed else self._magics.network)
+        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
+        had = network or ("host" if request.failed else self.engine.default_network)
         try:
             with (
-                self._shown(request, writer, image=request.image, network=network),
+                self._shown(request, writer, image=request.image, network=had),
                 self.pulling(request.image, quiet=request.quiet) as listener,
             ):
                 result = self.engine.run(

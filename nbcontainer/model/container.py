@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal, NewType
 if TYPE_CHECKING:
     from nbcontainer.model.service import ServiceOptions
 
+from nbcontainer.model.network import NetworkOptions
+
 __all__ = [
     "BindMount",
     "ContainerId",
@@ -34,7 +36,9 @@ __all__ = [
 ContainerId = NewType("ContainerId", str)
 """64 lower-case hex digits; the first twelve are shown and are the default host name."""
 
-NetworkMode = Literal["none", "host"]
+NetworkMode = str
+"""What follows ``--network``, as checked by `nbcontainer.model.network.NetworkChoice`."""
+
 PullPolicy = Literal["missing", "always", "never"]
 ExitReason = Literal["exited", "signalled", "timeout", "interrupted", "stopped", "oom", "lost"]
 MountKind = Literal["bind", "overlay", "tmpfs", "mask", "symlink"]
@@ -177,6 +181,8 @@ class ContainerSpec:
     mounted_files: tuple[MountedFile, ...] = ()
     extra_hosts: tuple[str, ...] = ()
     resolv_conf: str = ""
+    networking: NetworkOptions = field(default_factory=NetworkOptions)
+    addresses: tuple[str, ...] = ()
     scratch: str = ""
     generation: str = ""
     ulimits: tuple[Ulimit, ...] = ()
@@ -203,6 +209,7 @@ class RunOptions:
     hostname: str = ""
     entrypoint: tuple[str, ...] | None = None
     network: NetworkMode | None = None
+    networking: NetworkOptions = field(default_factory=NetworkOptions)
     read_only: bool = False
     pull: PullPolicy = "missing"
     platform: str = ""

@@ -75,6 +75,7 @@ def bundle(
         hostname=hostname,
         mounts=_mounts(options, volumes, idmapped=idmapped_binds),
         network=network,
+        networking=options.networking,
         capabilities=_capabilities(options, root),
         no_new_privileges=_no_new_privileges(options, single_id=single_id),
         seccomp=options.seccomp or "default",

@@ -58,16 +58,28 @@ class Process:
 class Runtime(Protocol):
     """Runs containers, and functions of this package, where container root lives."""
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, window: Window = None) -> Connection:
+    def start(
+        self,
+        spec: ContainerSpec,
+        stdio: tuple[int, int, int],
+        *,
+        window: Window = None,
+        gate: int = -1,
+        namespace: int = -1,
+    ) -> Connection:
         """Start `spec` with these descriptors (the caller's to close), or with a terminal of that size.
 
         Success means the request was taken; failure to set the container up arrives on the connection, and so does the
-        master of its terminal.
+        master of its terminal. With a `gate` the command waits there for its link; with a `namespace` it is in that
+        network instead of its own.
         """
 
-    def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
+    def expect(
+        self, specs: Sequence[ContainerSpec], released: Sequence[str] = (), *, gates: Sequence[int] = ()
+    ) -> None:
         """These are likely to be started next, whatever their command; nobody will start in the folders `released`.
 
+        `gates`, one for each spec or none at all, are those that they will be started with.
         Only a hint: a driver may prepare them, and must not fail because of it.
         """
 
@@ -158,6 +170,10 @@ class NativeRuntime:
         """The launcher's process id while it runs."""
         return self._launcher_made.pid if self._launcher_made else None
 
+    def open_user_namespace(self) -> int:
+        """Open the user namespace in which containers of this person live; the caller's to close."""
+        return self._launcher.open_user_namespace()
+
     @property
     def waiting_descriptors(self) -> frozenset[int]:
         """What rooms that wait for their command keep open in this process."""
@@ -172,7 +188,15 @@ class NativeRuntime:
         """Why the machine's root is not among them, or ""."""
         return self._launcher.host_problem
 
-    def start(self, spec: ContainerSpec, stdio: tuple[int, int, int], *, window: Window = None) -> Connection:
+    def start(
+        self,
+        spec: ContainerSpec,
+        stdio: tuple[int, int, int],
+        *,
+        window: Window = None,
+        gate: int = -1,
+        namespace: int = -1,
+    ) -> Connection:
         """See `Runtime.start`."""
         launcher = self._launcher
         stage = launcher.stage
@@ -192,6 +216,9 @@ class NativeRuntime:
             if group is not None:
                 entrances += group.entrances()
             room = self._own(room, spec, cgroups=len(entrances))
+            network = tuple(fd for fd in (namespace, gate) if fd >= 0)
+            if network:
+                room = replaced(room, joins=namespace >= 0, gated=gate >= 0)
             script = (spec.script or b"").decode("utf-8", "surrogateescape")
             rows, columns = window or (0, 0)
             request = Run(
@@ -202,7 +229,7 @@ class NativeRuntime:
                 rows=rows,
                 columns=columns,
             )
-            return launcher.run(request, stdio, (*outside, *entrances), group)
+            return launcher.run(request, stdio, (*outside, *entrances), group, network)
         except BaseException:
             if group is not None:
                 group.remove()
@@ -253,12 +280,18 @@ class NativeRuntime:
         held = self._pids_limit if launcher.limits_processes else None
         return make_group(spec.id, spec.limits, machine_hierarchies(), pids=held, always=always)
 
-    def expect(self, specs: Sequence[ContainerSpec], released: Sequence[str] = ()) -> None:
+    def expect(
+        self, specs: Sequence[ContainerSpec], released: Sequence[str] = (), *, gates: Sequence[int] = ()
+    ) -> None:
         """See `Runtime.expect`. A spec with volumes is left out: what they show is decided when it is started."""
         launcher = self._launcher
         stage = launcher.stage
-        rooms = [_room(spec, stage) for spec in specs if not any(mount.kind == "bind" for mount in spec.mounts)]
-        launcher.expect(Expect(rooms=rooms, released=[stage.locate(folder) for folder in released]))
+        plain = [not any(mount.kind == "bind" for mount in spec.mounts) for spec in specs]
+        rooms = [_room(spec, stage) for spec, known in zip(specs, plain, strict=True) if known]
+        if gates:
+            rooms = [replaced(room, gated=True) for room in rooms]
+        message = Expect(rooms=rooms, released=[stage.locate(folder) for folder in released])
+        launcher.expect(message, [gate for gate, known in zip(gates, plain, strict=bool(gates)) if known])
 
     def view(self, root: Sequence[Mount]) -> list[dict[str, Any]]:
         """The steps by which a task mounts the files of a container (see `nbcontainer.runtime.child.views`)."""
@@ -320,7 +353,7 @@ def _empty_room(spec: ContainerSpec) -> Room:
         working_directory=spec.working_directory,
         user=spec.user,
         hostname=spec.hostname,
-        network=spec.network,
+        network="host" if spec.network == "host" else "none",
         filter=spec.seccomp,
         no_new_privileges=spec.no_new_privileges,
         capabilities=sorted(capability_numbers(spec.capabilities)),

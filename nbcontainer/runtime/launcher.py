@@ -45,6 +45,7 @@ from nbcontainer.runtime.protocol import (
 )
 from nbcontainer.runtime.resources import Resources
 from nbcontainer.runtime.rootfs import Stage
+from nbcontainer.runtime.shared_ids import Namespaces, top_namespace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,13 +149,17 @@ class Launcher:
         stdio: tuple[int, int, int],
         further: Sequence[int] = (),
         group: Group | None = None,
+        network: Sequence[int] = (),
     ) -> Connection:
-        """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's."""
+        """Start a container; the descriptors stay the caller's to close, its cgroups become the connection's.
+
+        Those of its `network` a room that was built ahead has already.
+        """
         if not further and group is None:
             started = self._started_in_offer(request, stdio)
             if started is not None:
                 return started
-        return self._request(request, (*stdio, *further), self._resources(group))
+        return self._request(request, (*stdio, *further, *network), self._resources(group))
 
     def _resources(self, group: Group | None) -> Resources:
         return Resources(group, self._hierarchies, self._freezer, pids_limit=self._settings.pids_limit)
@@ -175,14 +180,14 @@ class Launcher:
         self._ensure()
         return bool(self._cgroup)
 
-    def expect(self, message: Expect) -> None:
+    def expect(self, message: Expect, gates: Sequence[int] = ()) -> None:
         """Say what will probably be asked for next. A launcher that is gone learns it with the request after that."""
         channel = self._channel
         if channel is not None:
             with self._lock:
                 self._offers.expect(message.rooms)
             with contextlib.suppress(OSError):
-                send(channel, message)
+                send(channel, message, tuple(gates))
 
     def _started_in_offer(self, request: Run, stdio: tuple[int, int, int]) -> Connection | None:
         """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked."""
@@ -312,11 +317,7 @@ class Launcher:
             with open(os.path.join(self._cgroup, "cgroup.procs"), "w", encoding="ascii") as file:
                 file.write(str(self._process.pid))
         configuration = settings.configuration(cgroup=self._cgroup, freezer=self._freezer)
-        send(channel, configuration)
-        pid = self._expect(channel, Unshared).pid
-        if pid != self._process.pid:
-            raise ProtocolError("the launcher is in another pid namespace")
-        write_id_map(pid, settings.id_map)
+        pid = self._settle_ids(channel, configuration)
         clones = self._clones(pid) if configuration.privileged else []
         try:
             send(channel, Mapped(), tuple(clones))
@@ -324,6 +325,32 @@ class Launcher:
             for fd in clones:
                 os.close(fd)
         self._expect(channel, Ready)
+
+    def _settle_ids(self, channel: socket.socket, configuration: Configure) -> int:
+        """Have the launcher join the user namespace of one that lives, or make its own and get its maps; its pid."""
+        assert self._process is not None
+        settings = self._settings
+        namespaces = Namespaces(settings.store, settings.id_map)
+        with namespaces.held():
+            shared = namespaces.open_one()
+            try:
+                send(channel, configuration, (shared,) if shared >= 0 else ())
+                pid: int = self._expect(channel, Unshared).pid
+            finally:
+                if shared >= 0:
+                    os.close(shared)
+            if pid != self._process.pid:
+                raise ProtocolError("the launcher is in another pid namespace")
+            if shared < 0:
+                write_id_map(pid, settings.id_map)
+            namespaces.add(pid)
+        return pid
+
+    def open_user_namespace(self) -> int:
+        """Open the user namespace that all launchers of this store share; the caller's to close."""
+        self._ensure()
+        assert self._process is not None
+        return top_namespace(self._process.pid)
 
     def _make_cgroups(self, name: str) -> None:
         """Give container root a place for the limit on processes, where we may; tell where pausing would have one."""

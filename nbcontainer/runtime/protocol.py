@@ -67,7 +67,7 @@ class ProtocolError(Exception):
 
 @value
 class Configure:
-    """Engine to launcher, first: how containers are made here.
+    """Engine to launcher, first: how containers are made here. fds: the user namespace to join, if there is one.
 
     `pool_idle` is in milliseconds, `pool_network` is that of containers kept ready; `filters` travel as hex by name.
     `modules` are what tasks will need: imported at once, because inside the namespace container root may not be allowed
@@ -114,7 +114,9 @@ class Room:
     `program` is a system-call filter of its own, as hex, when `filter` is ``custom`` (a profile of the person's) or
     ``adapted`` (the default one for other capabilities); ``unconfined`` has none.
     `rlimits` are soft and hard limits by the number of the resource. With `cgroups`, as many entrances of cgroups come
-    as descriptors after the mounts. With `terminal` the command's standard streams are a terminal of the container's.
+    as descriptors after the mounts; with `joins` the network namespace to enter follows, with `gated` the gate at which
+    the command waits for its link (see `nbcontainer.runtime.child.gate`). With `terminal` the standard streams are a
+    terminal of the container's.
     """
 
     id: str
@@ -134,6 +136,8 @@ class Room:
     program: str = ""
     cgroups: int = 0
     terminal: bool = False
+    joins: bool = False
+    gated: bool = False
 
 
 @value
@@ -153,7 +157,10 @@ class Run:
 
 @value
 class Expect:
-    """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders."""
+    """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders.
+
+    fds: the gates of rooms that are gated, in order.
+    """
 
     rooms: list[Room]
     released: list[str]

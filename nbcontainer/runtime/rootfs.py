@@ -138,7 +138,7 @@ def _generated_files(spec: ContainerSpec) -> list[Operation]:
         "ff00::\tip6-mcastprefix",
         "ff02::1\tip6-allnodes",
         "ff02::2\tip6-allrouters",
-        f"127.0.1.1\t{spec.hostname}",
+        *(f"{address}\t{spec.hostname}" for address in spec.addresses or ("127.0.1.1",)),
         *spec.extra_hosts,
     ]
     files = {

@@ -30,6 +30,7 @@ from nbcontainer.engine.views import (
     ImageSummary,
     Info,
     LogLine,
+    NetworkSummary,
     Pruned,
     RemovedImage,
     Version,
@@ -65,6 +66,7 @@ from nbcontainer.model import (
     RunResult,
     ignore,
 )
+from nbcontainer.model.network import Endpoint, Network, NetworkOptions, PortMapping
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -129,6 +131,9 @@ def pull_events(image: str = "docker.io/library/debian:latest", *, layers: int =
     return tuple(events)
 
 
+_BRIDGE = Network(name="bridge", id="bridge", subnet="10.192.0.0/24", gateway="10.192.0.1")
+
+
 @dataclass
 class RecordingEngine:
     """The fake: set its fields, use it as an `Engine`, read `calls`.
@@ -184,6 +189,7 @@ class RecordingEngine:
         )
     )
     filled: list[VolumeSummary] = field(default_factory=list)
+    made_networks: list[Network] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     closed: bool = False
 
@@ -336,6 +342,65 @@ class RecordingEngine:
     def containers(self, *, everything: bool = False) -> tuple[ContainerSummary, ...]:
         self._record("containers", everything=everything)
         return tuple(summary for summary in self.kept if everything or summary.state == "running")
+
+    @property
+    def default_network(self) -> str:
+        return "none"
+
+    def networks(self) -> tuple[NetworkSummary, ...]:
+        self._record("networks")
+        return (NetworkSummary(network=_BRIDGE), *(NetworkSummary(network=each) for each in self.made_networks))
+
+    def inspect_network(self, network: str) -> NetworkSummary:
+        self._record("inspect_network", network=network)
+        return NetworkSummary(network=replace(_BRIDGE, name=network), endpoints=(self.endpoint(network),))
+
+    def create_network(
+        self,
+        name: str,
+        *,
+        subnets: Sequence[str] = (),
+        gateways: Sequence[str] = (),
+        internal: bool = False,
+        mtu: int = 0,
+        labels: Sequence[str] = (),
+    ) -> NetworkSummary:
+        asked = {"subnets": subnets, "gateways": gateways, "internal": internal, "mtu": mtu, "labels": labels}
+        self._record("create_network", name=name, **asked)
+        return NetworkSummary(network=Network(name=name, id="5" * 64))
+
+    def remove_network(self, network: str) -> NetworkSummary:
+        self._record("remove_network", network=network)
+        return NetworkSummary(network=Network(name=network, id="5" * 64))
+
+    def prune_networks(self) -> tuple[NetworkSummary, ...]:
+        self._record("prune_networks")
+        return tuple(NetworkSummary(network=each) for each in self.made_networks)
+
+    def connect_network(self, network: str, container: str, options: NetworkOptions | None = None) -> Endpoint:
+        self._record("connect_network", network=network, container=container, options=options)
+        return self.endpoint(network)
+
+    def disconnect_network(self, network: str, container: str) -> None:
+        self._record("disconnect_network", network=network, container=container)
+
+    def ports(self, container: str) -> tuple[PortMapping, ...]:
+        self._record("ports", container=container)
+        return self._kept(container).ports
+
+    @staticmethod
+    def endpoint(network: str = "bridge") -> Endpoint:
+        """A place in a network, as `connect_network` answers it."""
+        return Endpoint(
+            network=network,
+            container=_ID,
+            interface="eth0",
+            mac="02:42:0a:c0:00:02",
+            address="10.192.0.2",
+            prefix=24,
+            gateway="10.192.0.1",
+            names=("work",),
+        )
 
     def launch(
         self,

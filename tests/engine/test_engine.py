@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> str:
 @pytest.fixture
 def engine(root: str) -> Iterator[Engine]:
     """Lend an engine on it."""
-    with Engine(Settings(root=root, pool_size=1)) as engine:
+    with Engine(Settings(root=root, pool_size=1, network="none")) as engine:
         yield engine
 
 

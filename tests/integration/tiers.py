@@ -109,7 +109,13 @@ class Driver:
             )
         self._connection = Connection(ours.detach())
         # or it would be at rest otherwise than `AT_REST`
-        usual = {"interrupt_grace": 0.5, "pool_idle": patient(300), "build_idle": 0}
+        usual = {
+            "interrupt_grace": 0.5,
+            "pool_idle": patient(300),
+            "build_idle": 0,
+            "network": "none",
+            "network_idle": 0.3,
+        }
         self._connection.send((root or tier.store, {**usual, **settings}))
         self._tier = tier
         self._live = _Live()

@@ -23,7 +23,7 @@ from nbcontainer.testing.engine import RecordingEngine, Script, pull_events
 
 
 def test_the_cell_is_the_script(notebook):
-    """The body goes to the engine as it is, with docker's defaults and no network."""
+    """The body goes to the engine as it is, with docker's defaults and no network of its own choice."""
     outcome = notebook.run("%%container debian\necho $HOME {print} {{x}}\n")
     asked = notebook.engine.last("run")
     assert outcome.error is None
@@ -33,7 +33,7 @@ def test_the_cell_is_the_script(notebook):
     assert asked["argv"] == ()
     assert asked["stdin"] is None
     assert asked["check"] is True
-    assert asked["options"].network == "none"
+    assert asked["options"].network is None
 
 
 def test_with_a_command_the_cell_is_its_input(notebook):

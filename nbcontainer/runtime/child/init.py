@@ -18,7 +18,7 @@ import time
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer._linux.values import value
-from nbcontainer.runtime.child import limits, setup, stage
+from nbcontainer.runtime.child import gate, limits, setup, stage
 from nbcontainer.runtime.protocol import (
     Execute,
     Exited,
@@ -283,6 +283,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     """Furnish the room, now or long before the request, and become what is asked for."""
     os.setsid()
     built: setup.Built | None = None
+    waiting: socket.socket | None = None
     code = 125
     while True:
         received = receive(commands)
@@ -291,6 +292,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
         message, fds = received
         if isinstance(message, Furnish) and not problem:
             try:
+                waiting = gate.show(fds.pop()) if message.room.gated else None
                 built = _furnished(settings, message.room, fds)
             except setup.SetupError as trouble:
                 problem, code = str(trouble), trouble.exit_code
@@ -306,6 +308,8 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     try:
         if problem or built is None:
             raise setup.SetupError(problem or "the request has no room", code)
+        if waiting is not None:
+            gate.wait(waiting)
         setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
     except setup.SetupError as trouble:
         report(control, str(trouble), trouble.exit_code)
@@ -316,6 +320,8 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
 
 def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:
     """The room, built and entered."""
+    if room.joins:
+        gate.join(fds.pop())
     limits.enter_cgroups(room, fds)
     processes.drop_bounding_set(frozenset(room.capabilities), settings.last_capability)
     syscalls.sethostname(room.hostname)

@@ -66,15 +66,15 @@ def main(fd: int, memory: int = -1) -> NoReturn:
     os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
     try:
         if memory < 0:
-            configuration = _first(channel)
+            configuration, shared = _first(channel)
             exposed = interpreter.could_be_changed(configuration)
             if exposed:
                 modules.load()
-                _enter_user_namespace(channel, configuration)
+                _enter_user_namespace(channel, configuration, shared)
                 interpreter.start_again(configuration, fd)
             helper = clerk.start(configuration.modules)
             modules.load()
-            fds = _enter_user_namespace(channel, configuration)
+            fds = _enter_user_namespace(channel, configuration, shared)
         else:
             configuration, fds = interpreter.remembered(memory), []
             helper = clerk.start(configuration.modules)
@@ -91,21 +91,25 @@ def main(fd: int, memory: int = -1) -> NoReturn:
     os._exit(0)
 
 
-def _first(channel: socket.socket) -> Configure:
+def _first(channel: socket.socket) -> tuple[Configure, list[int]]:
     received = receive(channel)
     if received is None or not isinstance(received[0], Configure):
         raise ProtocolError("expected Configure")
-    return received[0]
+    return received[0], received[1]
 
 
-def _enter_user_namespace(channel: socket.socket, configuration: Configure) -> list[int]:
+def _enter_user_namespace(channel: socket.socket, configuration: Configure, shared: list[int]) -> list[int]:
     """Unshare and have the maps written; return the clones of the machine's file systems that came along, as root.
 
+    Where another launcher of this person lives, its namespace came along, and is entered instead.
     The current directory, which is where the stage will be, follows into the new mount namespace, whether or not
     container root may walk the folders above it.
     """
     os.chdir(os.path.join(configuration.store, _STAGE))
-    syscalls.unshare(processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
+    for namespace in shared:
+        syscalls.setns(namespace, processes.CLONE_NEWUSER)
+        os.close(namespace)
+    syscalls.unshare(processes.CLONE_NEWNS if shared else processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
     send(channel, Unshared(os.getpid()))
     received = receive(channel)
     if received is None or not isinstance(received[0], Mapped):
@@ -176,6 +180,7 @@ class Launcher:
         self._ready: list[init.Prepared] = []
         self._furnished: list[init.Prepared] = []
         self._expected: list[Room] = []
+        self._gates: dict[str, int] = {}
         self._left: set[str] = set()
         self._last_request = _now()
         self._broken = False
@@ -235,8 +240,9 @@ class Launcher:
 
     def _answer(self, message: object, fds: list[int]) -> None:
         if isinstance(message, Expect):
-            self._expect(message)
-        elif isinstance(message, Taken):
+            self._expect(message, fds)
+            return
+        if isinstance(message, Taken):
             for prepared in [each for each in self._furnished if each.room is not None and each.room.id == message.id]:
                 self._taken(prepared)
         if not fds:
@@ -262,6 +268,7 @@ class Launcher:
         room = request.room
         prepared = self._take_furnished(room)
         self._expected = [each for each in self._expected if each.id != room.id]
+        self._close_gates()
         furnished = prepared is not None
         if prepared is None:
             suits = room.network == self._configuration.pool_network
@@ -320,6 +327,7 @@ class Launcher:
         """
         if _now() - self._last_request >= self._pool_idle:
             self._expected.clear()
+            self._close_gates()
             for prepared in [*self._furnished, *self._ready]:
                 self._let_go(prepared)
             return
@@ -338,7 +346,9 @@ class Launcher:
             except OSError:
                 self._broken = True  # the next request will meet the same problem and report it
 
-    def _expect(self, message: Expect) -> None:
+    def _expect(self, message: Expect, gates: list[int]) -> None:
+        for room, fd in zip([each for each in message.rooms if each.gated], gates, strict=False):
+            self._gates[room.id] = os.dup(fd)
         most = max(0, self._configuration.pool_size - 1)  # one always waits for what nobody expects
         self._expected = (
             [*self._expected, *(room for room in message.rooms if room.network == self._configuration.pool_network)][
@@ -347,21 +357,31 @@ class Launcher:
             if most
             else []
         )
+        self._close_gates()
         for folder in message.released:
             self._left.discard(folder)
             self._clerk.discard(folder)
 
     def _unfurnished(self) -> list[Room]:
         rooms = [each.room for each in self._furnished]
-        return [room for room in self._expected if room not in rooms]
+        return [room for room in self._expected if room not in rooms and (not room.gated or room.id in self._gates)]
+
+    def _close_gates(self) -> None:
+        """Let go of the gates of rooms that are not expected any more."""
+        for room in set(self._gates) - {each.id for each in self._expected}:
+            os.close(self._gates.pop(room))
 
     def _furnish(self, room: Room, prepared: init.Prepared) -> None:
         """Have a container-to-be build a room that nobody has asked for yet."""
+        gate = self._gates.pop(room.id, -1)
         try:
-            prepared.furnish(room, [], ahead=True)
+            prepared.furnish(room, [gate] if room.gated else [], ahead=True)
         except OSError:  # it died while it waited: collected by `_reap`
             self._ready.append(prepared)
             return
+        finally:
+            if gate >= 0:
+                os.close(gate)
         self._left.add(room.scratch)
         self._furnished.append(prepared)
         prepared.offer(self._channel)

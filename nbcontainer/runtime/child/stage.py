@@ -14,7 +14,7 @@ import stat
 from nbcontainer._linux import mounts, processes, syscalls
 from nbcontainer.runtime.places import MASKED_IN_PROC, MASKED_IN_SYS, READ_ONLY_IN_PROC
 
-__all__ = ["DIRECTORIES", "build_trees", "is_a_container_root", "mask"]
+__all__ = ["DIRECTORIES", "build_trees", "is_a_container_root", "mask", "show_network"]
 
 DIRECTORIES = ("root", "proc", "sys", "dev", "gen", "empty", "store", "host")
 
@@ -42,6 +42,11 @@ def build_trees(*, private_network: bool, tty_group: bool) -> None:
     _restrict_proc()
     _sys(private_network=private_network)
     mounts.mount("tmpfs", "gen", "tmpfs", _SAFE, "mode=755,size=1m")
+
+
+def show_network() -> None:
+    """Make /sys anew: it shows the network namespace in which it was mounted, and this process is in another now."""
+    _sys(private_network=True)
 
 
 def _open_network_to_users() -> None:

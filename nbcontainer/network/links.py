@@ -1,0 +1,243 @@
+"""Bridges, links, addresses and routes: the only module that knows pyroute2, and the place where its errors are ours.
+
+A `Links` works in the network namespace in which it was opened. It is used by the keeper, in a process without
+threads: entering another namespace for a moment (`inside`) moves the whole process there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from nbcontainer._linux import processes, syscalls
+from nbcontainer.errors import Conflict, UnsupportedHost
+from nbcontainer.network.plan import SERVER_ADDRESS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from ipaddress import IPv4Network
+
+    from nbcontainer.model.network import Endpoint
+    from nbcontainer.network.plan import Subnets
+
+__all__ = ["Links", "inside", "new_namespace"]
+
+_NO_DETECTION = 0x02  # IFA_F_NODAD of if_addr.h: the address is ours, nobody has to be asked for a second
+_MAIN_TABLE = 254
+_SHORTEST = 8
+_ON_LINK = 253  # RT_SCOPE_LINK of rtnetlink(7)
+_DEFAULT_MTU = 1500
+
+
+@contextlib.contextmanager
+def _ours(what: str) -> Iterator[None]:
+    """Say in our words what netlink refused."""
+    try:
+        yield
+    except NetlinkError as problem:
+        reason = os.strerror(problem.code)
+        if problem.code == errno.EEXIST:
+            raise Conflict(f"{what}: it exists already") from problem
+        if problem.code in {errno.EPERM, errno.EACCES}:
+            raise UnsupportedHost(
+                f"{what} is not permitted here ({reason}); this takes CAP_NET_ADMIN, see `%container doctor`"
+            ) from problem
+        if problem.code == errno.EOPNOTSUPP:
+            raise UnsupportedHost(f"{what}: this kernel has no such kind of link (modules bridge, veth)") from problem
+        raise UnsupportedHost(f"{what} cannot be done: {reason}") from problem
+
+
+@contextlib.contextmanager
+def inside(namespace: int) -> Iterator[None]:
+    """Be in another network namespace for a moment; only for a process of one thread."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(namespace, processes.CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            syscalls.setns(home, processes.CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+def new_namespace() -> int:
+    """Make a network namespace and open it; this process stays where it is."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.unshare(processes.CLONE_NEWNET)
+        try:
+            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            syscalls.setns(home, processes.CLONE_NEWNET)
+    finally:
+        os.close(home)
+
+
+class Links:
+    """The links of one network namespace. Close it."""
+
+    def __init__(self) -> None:
+        with _ours("opening a netlink socket"):
+            self._route = IPRoute()
+
+    def close(self) -> None:
+        """Close its socket."""
+        self._route.close()
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def subnets(self) -> list[IPv4Network]:
+        """What this machine's routes lead to, without the default route."""
+        found = []
+        with _ours("reading routes"):
+            for route in self._route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE):
+                target, length = route.get_attr("RTA_DST"), route["dst_len"]
+                if target and length >= _SHORTEST:
+                    found.append(ipaddress.IPv4Network((target, length), strict=False))
+        return found
+
+    def own_addresses(self) -> set[str]:
+        """Every address of this namespace but loopback and link-local ones."""
+        with _ours("reading addresses"):
+            texts = [each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS") for each in self._route.get_addr()]
+        addresses = [ipaddress.ip_address(text) for text in texts if text]
+        return {str(each) for each in addresses if not each.is_loopback and not each.is_link_local}
+
+    def uplink(self, family: socket.AddressFamily = socket.AF_INET) -> tuple[str, int] | None:
+        """Name and MTU of the link of the default route, or None where there is none."""
+        with _ours("reading routes"):
+            for route in self._route.get_default_routes(family=family, table=_MAIN_TABLE):
+                index = route.get_attr("RTA_OIF")
+                if index:
+                    link = self._route.get_links(index)[0]
+                    return link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU") or _DEFAULT_MTU
+        return None
+
+    def named(self, prefix: str) -> list[str]:
+        """The links whose names begin so."""
+        with _ours("reading links"):
+            names = [link.get_attr("IFLA_IFNAME") for link in self._route.get_links()]
+        return [name for name in names if name.startswith(prefix)]
+
+    def free_name(self) -> str:
+        """The first of eth0, eth1, … that is not there."""
+        taken = set(self.named("eth"))
+        return next(name for number in range(len(taken) + 1) if (name := f"eth{number}") not in taken)
+
+    # --- making -----------------------------------------------------------------------------------------------------
+
+    def make_bridge(self, name: str, subnets: Subnets, mtu: int) -> None:
+        """A bridge with the gateway's addresses, up. Not one that would learn routes from what is on it."""
+        with _ours(f"making bridge {name}"):
+            self._route.link("add", ifname=name, kind="bridge", mtu=mtu, br_stp_state=0, br_forward_delay=0)
+        try:
+            for setting, value in (("accept_ra", "0"), ("autoconf", "0")):  # CVE-2020-13401
+                with contextlib.suppress(OSError):
+                    processes.write_text(f"/proc/sys/net/ipv6/conf/{name}/{setting}", value)
+            with _ours(f"setting bridge {name} up"):
+                index = self._index(name)
+                self._route.link("set", index=index, state="up")
+                self._route.addr("add", index=index, address=str(subnets.gateway), prefixlen=subnets.subnet.prefixlen)
+            if subnets.subnet6 is not None and subnets.gateway6 is not None:
+                self._address6(index, str(subnets.gateway6), subnets.subnet6.prefixlen)
+        except BaseException:
+            self.remove(name)
+            raise
+
+    def _address6(self, index: int, address: str, length: int) -> None:
+        """Give a link an IPv6 address; a machine without IPv6 has none."""
+        try:
+            self._route.addr("add", index=index, address=address, prefixlen=length, flags=_NO_DETECTION)
+        except NetlinkError as problem:
+            if problem.code not in {errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL}:
+                raise UnsupportedHost(f"address {address} cannot be set: {os.strerror(problem.code)}") from problem
+
+    def make_pair(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, mtu: int) -> None:
+        """A pair of links: `name` on the bridge, the other end in a container's namespace, not up yet."""
+        peer: dict[str, Any] = {
+            "ifname": endpoint.interface,
+            "net_ns_fd": namespace,
+            "address": endpoint.mac,
+            "mtu": mtu,
+        }
+        with _ours(f"making the link of container {endpoint.container[:12]}"):
+            self._route.link(
+                "add", ifname=name, kind="veth", mtu=mtu, master=self._index(bridge), state="up", peer=peer
+            )
+
+    def configure(self, endpoint: Endpoint, *, first: bool) -> None:
+        """In a container's namespace: addresses, up, and the way out by the first of its links."""
+        with _ours(f"setting up {endpoint.interface} of container {endpoint.container[:12]}"):
+            index = self._index(endpoint.interface)
+            self._route.addr("add", index=index, address=endpoint.address, prefixlen=endpoint.prefix)
+            if endpoint.address6:
+                self._address6(index, endpoint.address6, endpoint.prefix6)
+            self._route.link("set", index=index, state="up")
+        if first:
+            self.lead_out(endpoint)
+
+    def lead_out(self, endpoint: Endpoint) -> None:
+        """In a container's namespace: the way to the name server and, in a network that has one, to the outside."""
+        with _ours(f"setting the routes of container {endpoint.container[:12]}"):
+            index = self._index(endpoint.interface)
+            self._route.route("replace", dst=f"{SERVER_ADDRESS}/32", oif=index, scope=_ON_LINK)
+            if endpoint.gateway:
+                self._route.route("replace", dst="default", gateway=endpoint.gateway)
+        if endpoint.gateway6:
+            with contextlib.suppress(NetlinkError):  # a container without IPv6
+                self._route.route("replace", family=socket.AF_INET6, dst="default", gateway=endpoint.gateway6)
+
+    def become_office(self) -> None:
+        """In the name server's namespace: loopback up, with the server's address, and nothing is passed on."""
+        for path, value in (("ip_forward", "0"), ("conf/all/rp_filter", "1"), ("conf/default/rp_filter", "1")):
+            processes.write_text(f"/proc/sys/net/ipv4/{path}", value)
+        with _ours("setting up the name server's network"):
+            self._route.link("set", index=1, state="up")
+            self._route.addr("add", index=1, address=SERVER_ADDRESS, prefixlen=32)
+
+    def make_desk(self, name: str, bridge: str, office: int, peer: str, mtu: int) -> None:
+        """A pair of links between a bridge and the name server's namespace."""
+        with _ours(f"connecting the name server to {bridge}"):
+            self._route.link(
+                "add",
+                ifname=name,
+                kind="veth",
+                mtu=mtu,
+                master=self._index(bridge),
+                state="up",
+                peer={"ifname": peer, "net_ns_fd": office, "mtu": mtu},
+            )
+
+    def open_desk(self, peer: str, subnet: str) -> None:
+        """In the name server's namespace: answer the containers of a subnet by this link."""
+        with _ours(f"opening the name server to {subnet}"):
+            index = self._index(peer)
+            self._route.link("set", index=index, state="up")
+            self._route.route("add", dst=subnet, oif=index, scope=_ON_LINK, prefsrc=SERVER_ADDRESS)
+
+    def loopback_up(self) -> None:
+        """Set ``lo`` up."""
+        with _ours("setting lo up"):
+            self._route.link("set", index=1, state="up")
+
+    def remove(self, name: str) -> None:
+        """Take a link away; nothing happens for one that is not there."""
+        with contextlib.suppress(NetlinkError, UnsupportedHost):
+            self._route.link("del", index=self._index(name))
+
+    def _index(self, name: str) -> int:
+        """The number of a link, in the namespace of this object and not where the process happens to be."""
+        with _ours(f"looking for link {name}"):
+            found = self._route.link_lookup(ifname=name)
+        if not found:
+            raise UnsupportedHost(f"link {name} is not there any more; somebody has taken it away")
+        index: int = found[0]
+        return index

@@ -1,0 +1,70 @@
+"""The gate: where a container with a network waits for its link before the command starts.
+
+A SEQPACKET socket whose other end a keeper of networks holds. The process that will become the command shows its
+network namespace and a pidfd of PID 1 while its room is built, so that the link is made meanwhile; before the command
+it waits for the word. A network that cannot be made is a container that does not start.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+
+from nbcontainer._linux import processes, syscalls
+from nbcontainer.runtime.child import setup, stage
+
+__all__ = ["join", "show", "wait"]
+
+_GO = b"."
+_LONGEST = 4096
+_PATIENCE = 30.0
+_OWN = "/proc/self/ns/net"
+
+
+def show(fd: int) -> socket.socket:
+    """Hand this process's network namespace, and PID 1's pidfd, to whoever is at the other end."""
+    gate = socket.socket(fileno=fd)
+    namespace = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        first = processes.pidfd_open(1)
+        try:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (namespace, first)))]
+            gate.sendmsg([_GO], ancillary, socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # it is gone: `wait` says so
+        finally:
+            os.close(first)
+    finally:
+        os.close(namespace)
+    return gate
+
+
+def wait(gate: socket.socket) -> None:
+    """Wait until the link is there; raise `SetupError` with what was said instead."""
+    gate.settimeout(_PATIENCE)
+    try:
+        word = gate.recv(_LONGEST)
+    except TimeoutError as problem:
+        raise setup.SetupError("the network keeper has made no link in time; try again") from problem
+    except OSError:
+        word = b""
+    gate.close()
+    if not word:
+        raise setup.SetupError("the network keeper ended before the container's link was made; run it again")
+    if word != _GO:
+        raise setup.SetupError(word.decode("utf-8", "replace"))
+
+
+def join(namespace: int) -> None:
+    """Enter the network of another container, and show its /sys; the stage is still around."""
+    try:
+        syscalls.setns(namespace, processes.CLONE_NEWNET)
+    except OSError as problem:
+        raise setup.SetupError(
+            f"the other container's network cannot be entered ({problem.strerror}): it was started in another way, or"
+            " has just ended"
+        ) from problem
+    finally:
+        os.close(namespace)
+    stage.show_network()

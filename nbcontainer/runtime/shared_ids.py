@@ -1,0 +1,96 @@
+"""One user namespace for all notebooks of a person: who starts a launcher joins that of one that lives.
+
+Links can be moved only between network namespaces of one user namespace (or below one), so containers of two
+notebooks can share a network, or one the other's, only when they share this. Who may join is decided by the kernel: the
+person who owns it, from above. What separates two containers of one notebook separates those of two.
+
+A list of the launchers that live is kept in the store; a lock is held while one of them joins or begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from typing import TYPE_CHECKING
+
+from nbcontainer._linux import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nbcontainer.model import IdMap
+
+__all__ = ["Namespaces", "top_namespace"]
+
+_FILE = "launchers.json"
+_LARGEST = 1 << 20
+_NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
+
+
+def top_namespace(pid: int) -> int:
+    """Open the user namespace just below ours in which, or below which, a process is; raise `OSError`."""
+    own = os.stat("/proc/self/ns/user")
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    while True:
+        try:
+            above = fcntl.ioctl(namespace, _NS_GET_PARENT)
+        except OSError:
+            os.close(namespace)
+            raise
+        if os.path.samestat(os.fstat(above), own):
+            os.close(above)
+            return namespace
+        os.close(namespace)
+        namespace = above
+
+
+class Namespaces:
+    """The launchers of one store that live, as this start of another finds them. Use it as a context manager."""
+
+    def __init__(self, store: str, id_map: IdMap) -> None:
+        self._path = os.path.join(store, _FILE)
+        self._key = f"{os.geteuid()} {id_map.uids} {id_map.gids}"
+        self._fd = -1
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else joins or begins meanwhile."""
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+    def open_one(self) -> int:
+        """Open the user namespace of a launcher that lives and has our ids; -1 when there is none."""
+        for pid, started, key in self._living():
+            if key == self._key:
+                with contextlib.suppress(OSError):
+                    process = identity.open_process(pid, started)
+                    try:
+                        return top_namespace(pid)
+                    finally:
+                        os.close(process)
+        return -1
+
+    def add(self, pid: int) -> None:
+        """Another one lives now."""
+        with contextlib.suppress(OSError):
+            known = [*self._living(), (pid, identity.start_time(pid), self._key)]
+            data = json.dumps([[*each, identity.own_pid_namespace()] for each in known]).encode()
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, data, 0)
+
+    def _living(self) -> list[tuple[int, int, str]]:
+        found = []
+        with contextlib.suppress(ValueError, TypeError):
+            here = identity.own_pid_namespace()
+            for pid, started, key, namespace in json.loads(os.pread(self._fd, _LARGEST, 0) or b"[]"):
+                with contextlib.suppress(OSError):
+                    if namespace == here and identity.start_time(int(pid)) == started:
+                        found.append((int(pid), int(started), str(key)))
+        return found

@@ -1,0 +1,1 @@
+"""Networks of containers, without privilege: what is decided, and the parts that need only loopback."""
