@@ -69,11 +69,13 @@ def test_every_byte_arrives_both_ways():
         thread = threading.Thread(target=answer)
         thread.start()
         port = front.getsockname()[1]
-        with looping(lambda loop: Streams(loop, front, (server.getsockname(),), opened)):
-            with socket.create_connection(("127.0.0.1", port), 10) as client:
-                client.sendall(data)
-                client.shutdown(socket.SHUT_WR)
-                back = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        with (
+            looping(lambda loop: Streams(loop, front, (server.getsockname(),), opened)),
+            socket.create_connection(("127.0.0.1", port), 10) as client,
+        ):
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            back = b"".join(iter(lambda: client.recv(1 << 16), b""))
         thread.join()
         assert back == data[::-1]
 
@@ -85,12 +87,14 @@ def test_second_target_is_tried():
         gone.close()
         front = listening()
         port = front.getsockname()[1]
-        with looping(lambda loop: Streams(loop, front, (dead, server.getsockname()), opened)):
-            with socket.create_connection(("127.0.0.1", port), 10) as client:
-                channel, _ = server.accept()
-                with channel:
-                    channel.sendall(b"here")
-                    assert client.recv(100) == b"here"
+        with (
+            looping(lambda loop: Streams(loop, front, (dead, server.getsockname()), opened)),
+            socket.create_connection(("127.0.0.1", port), 10) as client,
+        ):
+            channel, _ = server.accept()
+            with channel:
+                channel.sendall(b"here")
+                assert client.recv(100) == b"here"
 
 
 def test_closed_port_resets():
@@ -99,9 +103,12 @@ def test_closed_port_resets():
         dead = gone.getsockname()
     front = listening()
     port = front.getsockname()[1]
-    with looping(lambda loop: Streams(loop, front, (dead,), opened)), pytest.raises(ConnectionResetError):
-        with socket.create_connection(("127.0.0.1", port), 10) as client:
-            client.recv(1)
+    with (
+        looping(lambda loop: Streams(loop, front, (dead,), opened)),
+        pytest.raises(ConnectionResetError),
+        socket.create_connection(("127.0.0.1", port), 10) as client,
+    ):
+        client.recv(1)
 
 
 def test_reset_is_handed_on():
@@ -109,13 +116,15 @@ def test_reset_is_handed_on():
     with listening() as server:
         front = listening()
         port = front.getsockname()[1]
-        with looping(lambda loop: Streams(loop, front, (server.getsockname(),), opened)):
-            with socket.create_connection(("127.0.0.1", port), 10) as client:
-                channel, _ = server.accept()
-                channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                channel.close()
-                with pytest.raises(ConnectionResetError):
-                    client.recv(1)
+        with (
+            looping(lambda loop: Streams(loop, front, (server.getsockname(),), opened)),
+            socket.create_connection(("127.0.0.1", port), 10) as client,
+        ):
+            channel, _ = server.accept()
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            channel.close()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
 
 
 def test_open_connections_end_with_the_port():
