@@ -577,7 +577,7 @@ class _StageRun:
                         ),
                         directory=state.directory,
                         user=state.user,
-                        network="none" if network == "none" else "host",
+                        network=self._network if network == "default" else network,
                         hosts=self._options.hosts,
                         script=program,
                         mounts=tuple(mounted.mounts),
@@ -595,6 +595,18 @@ class _StageRun:
             "epoch": self._options.epoch,
             "platform": str(self._planned.platform),
         }
+
+    @property
+    def _network(self) -> str:
+        """The network of a command for which none was asked: most builds install something."""
+        problem = self._executor.workshop.no_bridge
+        if not problem:
+            return "bridge"
+        self._executor.notice(
+            f"RUN has this machine's own network, loopback included, because there is no bridge here: {problem};"
+            " --network none gives it none"
+        )
+        return "host"
 
     @property
     def _nothing(self) -> MadeLayer:
@@ -636,7 +648,7 @@ class _StageRun:
                 variables=tuple(each for each in job.environment if each.partition("=")[0] not in hidden),
                 directory=job.directory,
                 user=job.user,
-                network="none" if job.network == "none" else "host",
+                network=job.network,
                 command=job.argv,
                 mounts=mount_texts(instruction.mounts),
                 shown=tuple(each for each in job.mounts if not each.upper and not each.source.endswith("/agent")),

@@ -24,7 +24,7 @@ __all__ = [
     "FailedStep",
 ]
 
-BuildNetwork = Literal["default", "none", "host"]
+BuildNetwork = Literal["default", "none", "host", "bridge"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class FailedStep:
     variables: tuple[str, ...]
     directory: str
     user: str
-    network: Literal["none", "host"]
+    network: str
     command: tuple[str, ...]
     mounts: tuple[str, ...] = ()
     shown: tuple[Mount, ...] = ()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbcontainer.images.lent import LentImage
     from nbcontainer.images.unpack import Helper
     from nbcontainer.layers.snapshotter import Snapshotter
-    from nbcontainer.model import Digest, ExitReason, Listener, Mount, MountedFile, NetworkMode
+    from nbcontainer.model import Digest, ExitReason, Listener, Mount, MountedFile
     from nbcontainer.registry import Interrupt
     from nbcontainer.store import ContentStore, RefStore
 
@@ -39,7 +39,7 @@ class Job:
     environment: tuple[str, ...]
     directory: str
     user: str
-    network: NetworkMode
+    network: str
     hosts: tuple[str, ...] = ()
     script: bytes | None = None
     mounts: tuple[Mount, ...] = ()
@@ -93,6 +93,10 @@ class Workshop(Protocol):
     @property
     def owners(self) -> bool:
         """Whether files can belong to more than one id."""
+
+    @property
+    def no_bridge(self) -> str:
+        """Why a RUN cannot have the network ``bridge``, as a sentence without its end; "" when it can."""
 
     @property
     def folder(self) -> str:

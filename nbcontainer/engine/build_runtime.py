@@ -1,8 +1,8 @@
 """The launcher that builds have for themselves, kept a while for the next build.
 
-What its tasks load would make every notebook's launcher start later, and the containers that it keeps ready have the
-machine's network, as RUN does. People who write a Dockerfile build again and again, so it is ended only when no build
-has come for some time.
+What its tasks load would make every notebook's launcher start later. The containers that it keeps ready have the
+network of RUN: one of their own where there are bridges, else the machine's. People who write a Dockerfile build again
+and again, so it is ended only when no build has come for some time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from nbcontainer.runtime.driver import NativeRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nbcontainer.engine.settings import Settings
     from nbcontainer.model import IdMap
@@ -27,9 +27,10 @@ _READY = 2
 class BuildRuntime:
     """Lends one runtime to all builds of an engine; its launcher starts when something must be made."""
 
-    def __init__(self, settings: Settings, id_map: IdMap) -> None:
+    def __init__(self, settings: Settings, id_map: IdMap, *, bridged: Callable[[], bool]) -> None:
         self._settings = settings
         self._id_map = id_map
+        self._bridged = bridged
         self._lock = threading.Lock()
         self._made: NativeRuntime | None = None
         self._builds = 0
@@ -49,7 +50,7 @@ class BuildRuntime:
                     self._id_map,
                     pool_size=min(_READY, self._settings.pool_size),
                     pool_idle=self._settings.pool_idle,
-                    pool_network="host",
+                    pool_network="none" if self._bridged() else "host",
                     modules=(APPLY, LANDING),
                 )
             runtime = self._made

@@ -259,7 +259,7 @@ BUILD_VERBS: tuple[Verb, ...] = (
             "PATH is the build context: a folder, a tar file, or - for none (in a terminal: a Dockerfile or a tar on"
             " standard input). In a notebook %%dockerfile takes the same options, the cell is the Dockerfile and the"
             " notebook's folder is the context. Steps that were made before are not made again. Commands of RUN have"
-            " the machine's network unless --network none."
+            " the network bridge where there can be one (see `doctor`), else the machine's own."
         ),
         handler=_build,
         positionals=(Positional(name="PATH", help="the build context; . when there is none", count="optional"),),
@@ -300,9 +300,9 @@ BUILD_VERBS: tuple[Verb, ...] = (
             ),
             Option(
                 flags=("--network",),
-                metavar="{default,none,host}",
-                choices=("default", "none", "host"),
-                help="the network of RUN commands; default is the machine's own",
+                metavar="{default,bridge,none,host}",
+                choices=("default", "bridge", "none", "host"),
+                help="the network of RUN commands; default is bridge, or the machine's own where there is none",
             ),
             Option(
                 flags=("--secret",),

@@ -123,6 +123,11 @@ class EngineWorkshop:
         return not self._session.id_map.single
 
     @property
+    def no_bridge(self) -> str:
+        """See `Workshop.no_bridge`."""
+        return self._session.networks.problem
+
+    @property
     def folder(self) -> str:
         """See `Workshop.folder`."""
         return os.path.join(self._session.settings.root, "build")
@@ -219,8 +224,14 @@ class EngineWorkshop:
                 ends.append(writer)
                 readers.append(reader)
                 self._session.adopt(writer)
-            connection = self._runtime.start(spec, (ends[0], ends[1], ends[2]))
+            lease = undo.enter_context(self._session.networks.lease(spec, ""))
+            if lease.fields:
+                record.update(**lease.fields)
+            connection = self._runtime.start(
+                lease.spec, (ends[0], ends[1], ends[2]), gate=lease.gate, namespace=lease.namespace
+            )
             undo.callback(connection.close)
+            lease.started()
             with self._lock:
                 self._running.add(connection)
             undo.callback(self._over, connection)
