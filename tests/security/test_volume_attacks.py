@@ -303,7 +303,9 @@ def test_makers_and_removers(tier: Tier) -> None:
         drivers += [undo.enter_context(tier.spawn()) for _ in range(2)]
         for _ in range(10):
             for driver in drivers:
-                driver.begin_run(script="echo x > /keep/file && cat /keep/file", mounts=[at("/keep")], live=False)
+                driver.begin_run(
+                    script="echo x > /keep/$HOSTNAME && cat /keep/$HOSTNAME", mounts=[at("/keep")], live=False
+                )
             for _ in range(3):
                 _remove_used(tier)
                 tier.driver.call("prune_volumes", everything=True)
