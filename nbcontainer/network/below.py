@@ -39,6 +39,7 @@ __all__ = ["BelowWiring"]
 _LARGEST = 1 << 20
 _MOST_FDS = 4
 _UPLINK = "uplink0"
+_ADDRESS_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _UPLINK_PATIENCE = 10.0
 _PASTA_MTU = 65520
 
@@ -55,6 +56,7 @@ class BelowWiring:
             raise UnsupportedHost(NO_UPLINK)
         self._key = key
         self._machine = Links()
+        self._changes = _address_changes()
         self._pasta = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
@@ -91,6 +93,11 @@ class BelowWiring:
             kind = getattr(errors, error, UnsupportedHost)
             raise kind(result)
         return result, sockets
+
+    @property
+    def changes(self) -> socket.socket | None:
+        """See `Wiring.changes`: an address that the machine gets later must be closed to containers as well."""
+        return self._changes
 
     def name_server(self) -> tuple[socket.socket, socket.socket]:
         """See `Wiring.name_server`."""
@@ -157,6 +164,7 @@ class BelowWiring:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
         self._end_pasta()
+        self._changes.close()
         self._machine.close()
 
     # --- pasta ------------------------------------------------------------------------------------------------------
@@ -188,6 +196,13 @@ class BelowWiring:
                 os.kill(self._pasta, signal.SIGKILL)  # all that it has is in its memory
                 os.waitpid(self._pasta, 0)
             self._pasta = 0
+
+
+def _address_changes() -> socket.socket:
+    """Hear of each address that this machine gets or loses (rtnetlink(7))."""
+    heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    heard.bind((0, _ADDRESS_GROUPS))
+    return heard
 
 
 def _started(words: Sequence[str]) -> int:

@@ -42,6 +42,10 @@ class Wiring(Protocol):
     limits: bool
     """Whether a packet filter is there that can limit what a network reaches."""
 
+    @property
+    def changes(self) -> socket.socket | None:
+        """Becomes readable when the filter has to be set anew, because this machine has other addresses now."""
+
     def taken(self) -> list[IPv4Network]:
         """The subnets that must not be taken for a network."""
 
@@ -190,6 +194,11 @@ class MachineWiring:
         self._links = Links()
         self._sweep()
         self._office = Office()
+
+    @property
+    def changes(self) -> socket.socket | None:
+        """See `Wiring.changes`: here the kernel knows by itself which addresses are the machine's."""
+        return None
 
     def name_server(self) -> tuple[socket.socket, socket.socket]:
         """See `Wiring.name_server`."""

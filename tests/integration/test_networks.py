@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,6 +201,23 @@ def test_this_machine_cannot_be_reached(net: Tier) -> None:
         tried = attempts(net, *words)
         assert set(tried) == set(words)
         assert set(tried.values()) <= {"ECONNREFUSED", "EHOSTUNREACH", "EACCES", "ENETUNREACH"}, tried
+
+
+def test_address_that_this_machine_gets_later(net: Tier) -> None:
+    """It is closed to containers that run already, as soon as it is there."""
+    if os.geteuid():
+        pytest.skip("a further address takes root")
+    with server(net), socket.socket() as listener:
+        subprocess.run(["ip", "addr", "add", "198.51.100.77/32", "dev", "lo"], check=True)
+        try:
+            listener.bind(("198.51.100.77", 0))
+            listener.listen()
+            time.sleep(0.3)
+            word = f"198.51.100.77:{listener.getsockname()[1]}"
+            tried = net.driver.exec("web", PYTHON, "-c", TRY, word)
+            assert tried.stdout.strip() in {f"{word} ECONNREFUSED", f"{word} EHOSTUNREACH"}, tried
+        finally:
+            subprocess.run(["ip", "addr", "del", "198.51.100.77/32", "dev", "lo"], check=True)
 
 
 def test_outside_is_reached_and_cannot_reach_in(net: Tier, outside: str) -> None:
