@@ -121,7 +121,9 @@ class BelowWiring:
         self._call("close_bridge", name=name)
 
     def connect(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool) -> Endpoint:
-        """See `Wiring.connect`."""
+        """See `Wiring.connect`. A way out that has died meanwhile is made anew."""
+        if not self._pasta_lives():
+            self._start_pasta()
         place = _plain(endpoint)
         result, _ = self._call("connect", (namespace,), name=name, bridge=bridge, endpoint=place, mtu=mtu, first=first)
         return Endpoint(**{**_fields(result), "ports": endpoint.ports})
@@ -183,12 +185,17 @@ class BelowWiring:
         )  # fmt: skip
         deadline = time.monotonic() + _UPLINK_PATIENCE
         while not self._call("has_uplink")[0]:
-            if os.waitpid(self._pasta, os.WNOHANG)[0] or time.monotonic() > deadline:
+            if not self._pasta_lives() or time.monotonic() > deadline:
                 raise UnsupportedHost(
                     "pasta does not give your containers a way out (network/keeper.log in the store has its words); use"
                     " --network none or --network host"
                 )
             time.sleep(0.01)
+
+    def _pasta_lives(self) -> bool:
+        if self._pasta and os.waitpid(self._pasta, os.WNOHANG)[0]:
+            self._pasta = 0
+        return bool(self._pasta)
 
     def _end_pasta(self) -> None:
         if self._pasta:

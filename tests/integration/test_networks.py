@@ -20,6 +20,7 @@ from nbcontainer.network.plan import store_key
 from nbcontainer.network.ports import read_publish
 from nbcontainer.network.programs import found
 from nbcontainer.testing.rootfs import PYTHON
+from tests.harness.leaks import processes_below
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -331,6 +332,17 @@ def test_killed_keeper_is_replaced(net: Tier) -> None:
             os.kill(pid, signal.SIGKILL)
         assert attempts(net, "web:80") == {"web:80": "hello you"}
         assert talk("127.0.0.1", 18084) == b"hello host"
+
+
+def test_killed_way_out_is_replaced(net: Tier, outside: str) -> None:
+    """A user's pasta that was killed is there again for the next container."""
+    if net.privileged:
+        pytest.skip("root's way out is the machine's own")
+    with server(net):
+        below = {pid for keeper in _keepers(net) for pid in processes_below(keeper)}
+        (pasta,) = [pid for pid in below if b"--config-net" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(pasta, signal.SIGKILL)
+        assert attempts(net, f"{outside}:80", "web:80") == {f"{outside}:80": "hello you", "web:80": "hello you"}
 
 
 def _keepers(tier: Tier) -> list[int]:
