@@ -109,8 +109,8 @@ _NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16")
 _NOWHERE6 = ("::/96", "::ffff:0:0/96", "fe80::/10", "fd00:ec2::254")
 """What is passed on to nobody: addresses that mean the machine itself, or the place where clouds keep their secrets.
 
-An IPv6 packet to ``::ffff:127.0.0.1`` can be made by hand; a program that passes it on by a socket, as pasta does, would
-connect to IPv4's loopback.
+An IPv6 packet to ``::ffff:127.0.0.1`` can be made by hand; a program that passes it on by a socket, as pasta does,
+would connect to IPv4's loopback.
 """
 
 _INPUT = [
