@@ -15,10 +15,17 @@ import pwd
 import re
 import textwrap
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from nbcontainer._linux.features import Feature, Observations, explain, observe
+from nbcontainer.network.chains import forward_chains
 
-__all__ = ["DoctorReport", "Tier", "examine", "tier_of"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from nbcontainer.network.chains import ForwardChain
+
+__all__ = ["DoctorReport", "Tier", "examine", "forwarding", "tier_of"]
 
 _LIBRARIES = (
     "ipykernel",
@@ -154,7 +161,32 @@ def _sign(feature: Feature) -> str:
 
 def examine(store_root: str) -> DoctorReport:
     """Try everything this package needs of the host (about a quarter of a second; a hang is ended after 5 s)."""
-    return report(observe(store_root), store_root=store_root, versions=versions())
+    found = report(observe(store_root), store_root=store_root, versions=versions())
+    return replace(found, features=(*found.features, *forwarding(forward_chains() if os.geteuid() == 0 else None)))
+
+
+def forwarding(chains: Sequence[ForwardChain] | None) -> tuple[Feature, ...]:
+    """Whether other tables let our bridges' packets pass, as far as their policy tells; nothing where it is not known.
+
+    A packet must be accepted by every table, so no rule of ours can help.
+    """
+    if chains is None:
+        return ()
+    dropping = [each for each in chains if each.drops]
+    where = ", ".join(f"table {each.table}, chain {each.name}" for each in dropping)
+    return (
+        Feature(
+            name="forwarding",
+            works=not dropping,
+            reason=f"dropped by policy ({where})" if dropping else "no other table drops by policy",
+            fix=""
+            if not dropping
+            else "Accept our bridges there; with docker: iptables -I DOCKER-USER -i nbc+ -j ACCEPT, and the same with"
+            " -o nbc+",
+            needed_for="the way out of containers' networks, as root",
+            required=False,
+        ),
+    )
 
 
 def report(seen: Observations, *, store_root: str, versions: tuple[tuple[str, str], ...]) -> DoctorReport:

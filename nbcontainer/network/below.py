@@ -39,6 +39,7 @@ __all__ = ["BelowWiring"]
 _LARGEST = 1 << 20
 _MOST_FDS = 4
 _UPLINK = "uplink0"
+_ADDRESS_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 _UPLINK_PATIENCE = 10.0
 _PASTA_MTU = 65520
 
@@ -55,6 +56,7 @@ class BelowWiring:
             raise UnsupportedHost(NO_UPLINK)
         self._key = key
         self._machine = Links()
+        self._changes = _address_changes()
         self._pasta = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel = ours
@@ -92,6 +94,11 @@ class BelowWiring:
             raise kind(result)
         return result, sockets
 
+    @property
+    def changes(self) -> socket.socket | None:
+        """See `Wiring.changes`: an address that the machine gets later must be closed to containers as well."""
+        return self._changes
+
     def name_server(self) -> tuple[socket.socket, socket.socket]:
         """See `Wiring.name_server`."""
         return self._sockets[0], self._sockets[1]
@@ -114,7 +121,9 @@ class BelowWiring:
         self._call("close_bridge", name=name)
 
     def connect(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool) -> Endpoint:
-        """See `Wiring.connect`."""
+        """See `Wiring.connect`. A way out that has died meanwhile is made anew."""
+        if not self._pasta_lives():
+            self._start_pasta()
         place = _plain(endpoint)
         result, _ = self._call("connect", (namespace,), name=name, bridge=bridge, endpoint=place, mtu=mtu, first=first)
         return Endpoint(**{**_fields(result), "ports": endpoint.ports})
@@ -157,6 +166,7 @@ class BelowWiring:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
         self._end_pasta()
+        self._changes.close()
         self._machine.close()
 
     # --- pasta ------------------------------------------------------------------------------------------------------
@@ -175,12 +185,17 @@ class BelowWiring:
         )  # fmt: skip
         deadline = time.monotonic() + _UPLINK_PATIENCE
         while not self._call("has_uplink")[0]:
-            if os.waitpid(self._pasta, os.WNOHANG)[0] or time.monotonic() > deadline:
+            if not self._pasta_lives() or time.monotonic() > deadline:
                 raise UnsupportedHost(
                     "pasta does not give your containers a way out (network/keeper.log in the store has its words); use"
                     " --network none or --network host"
                 )
             time.sleep(0.01)
+
+    def _pasta_lives(self) -> bool:
+        if self._pasta and os.waitpid(self._pasta, os.WNOHANG)[0]:
+            self._pasta = 0
+        return bool(self._pasta)
 
     def _end_pasta(self) -> None:
         if self._pasta:
@@ -188,6 +203,13 @@ class BelowWiring:
                 os.kill(self._pasta, signal.SIGKILL)  # all that it has is in its memory
                 os.waitpid(self._pasta, 0)
             self._pasta = 0
+
+
+def _address_changes() -> socket.socket:
+    """Hear of each address that this machine gets or loses (rtnetlink(7))."""
+    heard = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
+    heard.bind((0, _ADDRESS_GROUPS))
+    return heard
 
 
 def _started(words: Sequence[str]) -> int:

@@ -53,6 +53,7 @@ __all__ = ["Keeper", "main"]
 _GATE = 4096
 _BACKLOG = 64
 _RETRY = 1.0
+_CHANGE = 65536
 _SECOND_CHANCE = 3.0
 """Seconds in which another process may come for a place whose first one ended before it was started."""
 GO = b"."
@@ -75,6 +76,8 @@ class Keeper:
         self._filtered: tuple[object, ...] = ()
         self._leaving: Timer | None = None
         self.may_leave: Callable[[], bool] = lambda: True
+        if wiring.changes is not None:
+            self._loop.watch(wiring.changes.fileno(), READ, lambda _: self._readdressed())
         self._reconsider()
 
     # --- engines ----------------------------------------------------------------------------------------------------
@@ -212,6 +215,16 @@ class Keeper:
             each for room in self._rooms.values() for place in room.places.values() for each in place.publications
         ]
         self._wiring.filter(bridges, published)
+
+    def _readdressed(self) -> None:
+        """This machine has other addresses than before."""
+        changes = self._wiring.changes
+        if changes is not None:
+            with contextlib.suppress(OSError):  # until there is nothing more; or so much that some was lost
+                while changes.recv(_CHANGE):
+                    pass
+            with contextlib.suppress(NbcontainerError):
+                self._filter()
 
     def _admit(self, room: Room, address: str, seconds: int) -> None:
         with contextlib.suppress(NbcontainerError):  # then it cannot be reached, which the asker will see

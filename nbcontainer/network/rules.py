@@ -82,8 +82,8 @@ def ruleset(
         f'oifname "{ANY_PREFIX}*" goto refuse',
         *_forbid(forbidden),
         "ct state established,related accept",
-        "ip daddr 169.254.0.0/16 goto refuse",
-        "ip6 daddr { fe80::/10, fd00:ec2::254 } goto refuse",
+        f"ip daddr {{ {', '.join(_NOWHERE)} }} goto refuse",
+        f"ip6 daddr {{ {', '.join(_NOWHERE6)} }} goto refuse",
         *(rule for each in bridges for rule in _reach(each)),
         "accept",
     ])  # fmt: skip
@@ -104,6 +104,14 @@ def ruleset(
     text = "\n".join(lines) + "\n"
     return text.replace("@PREFIX@", prefix)
 
+
+_NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16")
+_NOWHERE6 = ("::/96", "::ffff:0:0/96", "fe80::/10", "fd00:ec2::254")
+"""What is passed on to nobody: addresses that mean the machine itself, or the place where clouds keep their secrets.
+
+An IPv6 packet to ``::ffff:127.0.0.1`` can be made by hand; a program that passes it on by a socket, as pasta does,
+would connect to IPv4's loopback.
+"""
 
 _INPUT = [
     "  chain input {",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from nbcontainer._linux import processes
 from nbcontainer.errors import NbcontainerError, UnsupportedHost
 from nbcontainer.network import rules
+from nbcontainer.network.chains import forward_chains
 from nbcontainer.network.links import Links, inside, new_namespace
 from nbcontainer.network.plan import ANY_PREFIX, SERVER_ADDRESS, SERVER_PORT, desk_name, interface_prefix, table_name
 from nbcontainer.network.programs import NO_NFT, found
@@ -41,6 +42,10 @@ class Wiring(Protocol):
 
     limits: bool
     """Whether a packet filter is there that can limit what a network reaches."""
+
+    @property
+    def changes(self) -> socket.socket | None:
+        """Becomes readable when the filter has to be set anew, because this machine has other addresses now."""
 
     def taken(self) -> list[IPv4Network]:
         """The subnets that must not be taken for a network."""
@@ -191,6 +196,11 @@ class MachineWiring:
         self._sweep()
         self._office = Office()
 
+    @property
+    def changes(self) -> socket.socket | None:
+        """See `Wiring.changes`: here the kernel knows by itself which addresses are the machine's."""
+        return None
+
     def name_server(self) -> tuple[socket.socket, socket.socket]:
         """See `Wiring.name_server`."""
         return self._office.sockets
@@ -326,20 +336,8 @@ def _turn_off(turned: dict[str, list[str]]) -> None:
 
 def _others_forward() -> bool:
     """Whether another table has rules about forwarding: docker, libvirt and their kin make some when they start."""
-    program = found("nft")
-    if program is None:
-        return True
-    done = subprocess.run(
-        [program, "list", "chains"], capture_output=True, text=True, timeout=_NFT_PATIENCE, check=False
-    )
-    table = ""
-    for line in done.stdout.splitlines():
-        words = line.split()
-        if words[:1] == ["table"]:
-            table = words[2] if len(words) > 2 else ""
-        elif "hook" in words and words[words.index("hook") + 1] == "forward" and not table.startswith("nbcontainer-"):
-            return True
-    return bool(done.returncode)
+    chains = forward_chains()
+    return chains is None or bool(chains)
 
 
 def _read(path: str) -> str:

@@ -13,8 +13,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from nbcontainer._linux.features import Attempt, Feature, Observations
-from nbcontainer.engine.doctor import DoctorReport, examine, report, tier_of
+from nbcontainer.engine.doctor import DoctorReport, examine, forwarding, report, tier_of
 from nbcontainer.model.idmap import IdMap, IdRange
+from nbcontainer.network.chains import ForwardChain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,3 +116,16 @@ def test_examine_reports_this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("nbcontainer", "python", "linux", "distribution", "pyseccomp", "isal", "zstandard", "ipykernel"):
         assert name in names
     assert {each.name for each in found.features} >= {"user-namespaces", "overlay", "seccomp", "disk"}
+
+
+def test_forwarding_that_others_drop() -> None:
+    """It is named with the chain and the fix; it works where nothing drops; what is not known is not said."""
+    drops = ForwardChain(table="ip filter", name="FORWARD", drops=True)
+    (feature,) = forwarding([drops, ForwardChain(table="inet x", name="y", drops=False)])
+    assert not feature.works
+    assert not feature.required
+    assert "table ip filter, chain FORWARD" in feature.reason
+    assert "DOCKER-USER" in feature.fix
+    (feature,) = forwarding([])
+    assert feature.works
+    assert forwarding(None) == ()

@@ -11,6 +11,7 @@ import array
 import atexit
 import contextlib
 import functools
+import ipaddress
 import os
 import shutil
 import socket
@@ -24,6 +25,7 @@ from nbcontainer.errors import DockerfileError, InvalidImage, InvalidReference, 
 from nbcontainer.layers.apply import ApplyLimits, apply
 from nbcontainer.model import ImageConfig, Reference
 from nbcontainer.model.oci import Index, Manifest, decode_document
+from nbcontainer.network import dns
 from nbcontainer.runtime.protocol import ProtocolError, decode, encode, receive
 from tests.fuzz.choices import Choices
 from tests.fuzz.generators import make_dockerfile, make_document, make_message, make_name, make_tar
@@ -306,10 +308,36 @@ def ignore(data: bytes) -> None:
     assert all(each.ignored for each in verdicts[min(skipped, default=len(verdicts)) :])
 
 
+# --- names of containers ----------------------------------------------------------------------------------------------
+
+
+def question(data: bytes) -> None:
+    """A container's question is refused or answered: with the same question, under the same number, and readably."""
+    try:
+        query = dns.read_query(data)
+    except dns.DnsError:
+        return
+    for answer in (dns.reply(query, [_ADDRESS, _ADDRESS6]), dns.reply(query, code=dns.REFUSED), dns.truncated(query)):
+        assert dns.same_question(answer, query, query.id)
+        assert {each.address for each in dns.addresses_in(answer)} <= {str(_ADDRESS), str(_ADDRESS6)}
+    dns.name_of_pointer(query.name)
+
+
+def answer(data: bytes) -> None:
+    """A name server's answer gives addresses or is refused."""
+    with contextlib.suppress(dns.DnsError):
+        for found in dns.addresses_in(data):
+            ipaddress.ip_address(found.address)
+            assert found.ttl >= 0
+
+
+_ADDRESS, _ADDRESS6 = ipaddress.ip_address("10.192.0.2"), ipaddress.ip_address("fd00::2")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     each.__name__: each
     for each in (
         protocol, protocol_made, datagram, layer, layer_made, documents, documents_made, claims, reference, reference_made,
-        dockerfile, dockerfile_made, words, ignore,
+        dockerfile, dockerfile_made, words, ignore, question, answer,
     )
 }  # fmt: skip

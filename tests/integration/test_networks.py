@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from nbcontainer.network.plan import store_key
 from nbcontainer.network.ports import read_publish
 from nbcontainer.network.programs import found
 from nbcontainer.testing.rootfs import PYTHON
+from tests.harness.leaks import processes_below
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -202,6 +204,23 @@ def test_this_machine_cannot_be_reached(net: Tier) -> None:
         assert set(tried.values()) <= {"ECONNREFUSED", "EHOSTUNREACH", "EACCES", "ENETUNREACH"}, tried
 
 
+def test_address_that_this_machine_gets_later(net: Tier) -> None:
+    """It is closed to containers that run already, as soon as it is there."""
+    if os.geteuid():
+        pytest.skip("a further address takes root")
+    with server(net), socket.socket() as listener:
+        subprocess.run(["ip", "addr", "add", "198.51.100.77/32", "dev", "lo"], check=True)
+        try:
+            listener.bind(("198.51.100.77", 0))
+            listener.listen()
+            time.sleep(0.3)
+            word = f"198.51.100.77:{listener.getsockname()[1]}"
+            tried = net.driver.exec("web", PYTHON, "-c", TRY, word)
+            assert tried.stdout.strip() in {f"{word} ECONNREFUSED", f"{word} EHOSTUNREACH"}, tried
+        finally:
+            subprocess.run(["ip", "addr", "del", "198.51.100.77/32", "dev", "lo"], check=True)
+
+
 def test_outside_is_reached_and_cannot_reach_in(net: Tier, outside: str) -> None:
     """A server elsewhere is reached, by TCP and by UDP; a container cannot be reached from there past the ports."""
     assert attempts(net, f"{outside}:80") == {f"{outside}:80": "hello you"}
@@ -313,6 +332,17 @@ def test_killed_keeper_is_replaced(net: Tier) -> None:
             os.kill(pid, signal.SIGKILL)
         assert attempts(net, "web:80") == {"web:80": "hello you"}
         assert talk("127.0.0.1", 18084) == b"hello host"
+
+
+def test_killed_way_out_is_replaced(net: Tier, outside: str) -> None:
+    """A user's pasta that was killed is there again for the next container."""
+    if net.privileged:
+        pytest.skip("root's way out is the machine's own")
+    with server(net):
+        below = {pid for keeper in _keepers(net) for pid in processes_below(keeper)}
+        (pasta,) = [pid for pid in below if b"--config-net" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(pasta, signal.SIGKILL)
+        assert attempts(net, f"{outside}:80", "web:80") == {f"{outside}:80": "hello you", "web:80": "hello you"}
 
 
 def _keepers(tier: Tier) -> list[int]:

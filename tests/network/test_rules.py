@@ -56,9 +56,16 @@ def test_networks_do_not_reach_each_other():
 def test_clouds_keep_their_secrets():
     """Refused before anything is accepted but what is under way."""
     outgoing = chain(text(LIMITED), "outgoing")
-    assert outgoing.index("ip daddr 169.254.0.0/16 goto refuse") < outgoing.index(
+    assert outgoing.index("ip daddr { 0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16 } goto refuse") < outgoing.index(
         f'iifname "{LIMITED.interface}" ip daddr @{allowed_set(LIMITED.interface)} accept'
     )
+
+
+def test_addresses_that_mean_this_machine():
+    """Are refused in whichever spelling: IPv4's loopback in an IPv6 packet among them."""
+    (line,) = [line for line in chain(text(PLAIN), "outgoing") if line.startswith("ip6 daddr")]
+    assert "::ffff:0:0/96" in line
+    assert line.endswith("goto refuse")
 
 
 def test_internal_and_limited_networks():

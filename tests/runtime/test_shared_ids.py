@@ -1,0 +1,83 @@
+"""Which user namespace a new launcher joins: that of one that lives, with the same ids, or none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nbcontainer.model import IdMap, IdRange
+from nbcontainer.runtime.shared_ids import Namespaces, top_namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ONE = IdRange(inside=0, outside=100_000, length=65536)
+OTHER = IdRange(inside=0, outside=200_000, length=65536)
+
+
+def mapped(block: IdRange) -> IdMap:
+    return IdMap(uids=(block,), gids=(block,), method="privileged")
+
+
+@contextlib.contextmanager
+def process(*layers: str) -> Iterator[int]:
+    """Have a process in namespaces; its pid."""
+    script = "echo there; exec sleep 1000"
+    words = [*(word for layer in layers for word in ("unshare", *layer.split())), "sh", "-c", script]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as made:
+        assert made.stdout is not None
+        if made.stdout.readline() != b"there\n":
+            pytest.skip("unshare cannot make user namespaces here")
+        try:
+            yield made.pid
+        finally:
+            made.kill()
+
+
+@pytest.mark.userns
+def test_the_namespace_just_below_ours_is_found():
+    """Of a process in it, and of one further down."""
+    with process("--user --map-root-user") as first:
+        namespace = top_namespace(first)
+        try:
+            assert os.path.samestat(os.fstat(namespace), os.stat(f"/proc/{first}/ns/user"))
+        finally:
+            os.close(namespace)
+    with process("--user --map-root-user", "--user --map-root-user") as deep:
+        namespace = top_namespace(deep)
+        try:
+            assert not os.path.samestat(os.fstat(namespace), os.stat(f"/proc/{deep}/ns/user"))
+        finally:
+            os.close(namespace)
+
+
+def test_a_process_of_ours_has_none():
+    """One that is in no namespace below ours cannot be joined."""
+    with pytest.raises(OSError):
+        top_namespace(os.getpid())
+
+
+@pytest.mark.userns
+def test_who_lives_is_joined(tmp_path):
+    """With the same ids, while it lives; a store without a list begins one, and a damaged one begins anew."""
+    mine, others = Namespaces(str(tmp_path), mapped(ONE)), Namespaces(str(tmp_path), mapped(OTHER))
+    with mine.held():
+        assert mine.open_one() == -1
+    with process("--user --map-root-user") as pid:
+        with mine.held():
+            mine.add(pid)
+        with mine.held():
+            namespace = mine.open_one()
+            assert os.path.samestat(os.fstat(namespace), os.stat(f"/proc/{pid}/ns/user"))
+            os.close(namespace)
+        with others.held():
+            assert others.open_one() == -1
+    with mine.held():
+        assert mine.open_one() == -1
+    (tmp_path / "launchers.json").write_text("[[1", encoding="utf-8")
+    with mine.held():
+        assert mine.open_one() == -1
