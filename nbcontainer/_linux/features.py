@@ -232,6 +232,7 @@ def explain(seen: Observations) -> tuple[Feature, ...]:
         ),
         *_cgroups(seen),
         _disk(seen),
+        _packet_filter(seen),
         _user_network(seen),
     )
 
@@ -497,13 +498,25 @@ def _disk(seen: Observations) -> Feature:
 
 
 def _user_network(seen: Observations) -> Feature:
-    found = [name for name in ("pasta", "slirp4netns") if name in seen.programs]
+    found = "pasta" in seen.programs
     return Feature(
         name="user-network",
-        works=bool(found),
-        reason=f"found {' and '.join(found)}" if found else "neither pasta nor slirp4netns is installed",
+        works=found,
+        reason="found pasta" if found else "pasta is not installed",
         fix="" if found else "Install it: apt install passt, or dnf install passt",
         needed_for="a network of a container's own, without root",
+        required=False,
+    )
+
+
+def _packet_filter(seen: Observations) -> Feature:
+    found = "nft" in seen.programs
+    return Feature(
+        name="packet-filter",
+        works=found,
+        reason="found nft" if found else "nft is not installed",
+        fix="" if found else "Install it: apt install nftables, or dnf install nftables",
+        needed_for="a network of a container's own, from which this machine cannot be reached",
         required=False,
     )
 
@@ -516,7 +529,13 @@ _SYSCTLS = (
     "kernel/apparmor_restrict_unprivileged_userns",
 )
 
-_PROGRAMS = ("newuidmap", "newgidmap", "pasta", "slirp4netns")
+_PROGRAMS = ("newuidmap", "newgidmap", "nft", "pasta")
+_FURTHER_FOLDERS = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where a program may be although a user's PATH does not lead there."""
+
+
+def _program_path() -> str:
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), *_FURTHER_FOLDERS))
 
 
 def observe(directory: str, *, timeout: float = 5.0) -> Observations:
@@ -552,7 +571,7 @@ def observe(directory: str, *, timeout: float = 5.0) -> Observations:
         or "KUBERNETES_SERVICE_HOST" in os.environ,
         store_file_system=_file_system(place),
         free_bytes=_free_bytes(place),
-        programs=tuple(program for program in _PROGRAMS if shutil.which(program)),
+        programs=tuple(program for program in _PROGRAMS if shutil.which(program, path=_program_path())),
         has_subuid=bool(own_entries(subuid, name, uid)),
         has_subgid=bool(own_entries(subgid, name, uid)),
         free_block=_free_block(subuid, subgid),

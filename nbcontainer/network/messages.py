@@ -151,7 +151,7 @@ def decode(data: bytes) -> Message:
     try:
         name, body = json.loads(data)
         message: Message = _made(_KINDS[name], body)
-    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
         raise MessageError(f"not a message: {data[:80]!r}") from problem
     return message
 

@@ -40,7 +40,7 @@ GOOD = Observations(
     attempts=dict.fromkeys(EVERYTHING, Attempt()),
     store_file_system="ext4",
     free_bytes=1 << 40,
-    programs=("newuidmap", "newgidmap", "pasta"),
+    programs=("newuidmap", "newgidmap", "nft", "pasta"),
     has_subuid=True,
     has_subgid=True,
 )

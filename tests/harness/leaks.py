@@ -24,9 +24,11 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux.syscalls import set_child_subreaper
@@ -149,6 +151,24 @@ def _mounts(words: Iterable[str]) -> dict[str, str]:
     return {line.split(" ", 1)[0]: line for line in lines if any(word in line for word in words)}
 
 
+def _links() -> list[str]:
+    """Return the links of networks of containers; their names go on with the key of the store."""
+    with contextlib.suppress(OSError):
+        return [name for name in os.listdir("/sys/class/net") if name.startswith("nbc")]
+    return []
+
+
+def _keys_of_keepers() -> set[str]:
+    """Return the keys of the stores that have a keeper of networks, which other sessions on this machine may own."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
+            if words[2].endswith(b"keeper.py"):
+                found.add(str(json.loads(words[3])["key"]))
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """What there was before a test."""
@@ -156,6 +176,7 @@ class Snapshot:
     processes: frozenset[int]
     mounts: frozenset[str]
     cgroups: frozenset[str]
+    links: frozenset[str]
     files: dict[int, str]
 
 
@@ -192,6 +213,7 @@ class Leaks:
             processes=frozenset(processes_below(os.getpid())),
             mounts=frozenset(_mounts(self.words)),
             cgroups=frozenset(_cgroups(self._places)),
+            links=frozenset(_links()),
             files=_open_files(),
         )
 
@@ -201,6 +223,7 @@ class Leaks:
             self._processes_since,
             self._mounts_since,
             self._cgroups_since,
+            self._links_since,
             self._files_since,
         )
         deadline = time.monotonic() + _PATIENCE
@@ -223,6 +246,11 @@ class Leaks:
     def _cgroups_since(self, before: Snapshot) -> list[str]:
         new = _cgroups(self._places) - before.cgroups
         return [f"cgroup {path} (empty, never removed)" for path in sorted(new) if _is_deserted(path)]
+
+    def _links_since(self, before: Snapshot) -> list[str]:
+        new = set(_links()) - before.links
+        kept = _keys_of_keepers() if new else set()
+        return [f"link {name}, whose keeper is gone" for name in sorted(new) if name[3:9] not in kept]
 
     def _files_since(self, before: Snapshot) -> list[str]:
         allowed = (*_CACHED_FILES, *self._fds)

@@ -410,3 +410,26 @@ def test_terminal_is_not_typed_on_by_a_pipe(tier: Tier) -> None:
         ) as screen:
             assert screen.code() != 0
             assert b"none to type on it" in screen.shown
+
+
+@OWN_TIER
+def test_ipython_at_a_terminal_lends_its_own(tier: Tier, tmp_path: Path) -> None:
+    """A line with -it takes the terminal that the person sits at, and gives it back to IPython."""
+    variables = {**os.environ, "NBCONTAINER_ROOT": tier.store, "IPYTHONDIR": str(tmp_path), "TERM": "dumb"}
+    with Screen(
+        ["-m", "IPython", "--simple-prompt", "--no-banner", "--no-confirm-exit"], environment=variables
+    ) as screen:
+        screen.see(rb"In \[1\]: ")
+        screen.type(b"%load_ext nbcontainer\r")
+        screen.see(rb"In \[2\]: ")
+        screen.type(b"%container run -it " + tier.image.encode() + b" sh\r")
+        wait_until(lambda: screen.is_raw, what="the terminal is raw")
+        screen.type(b"test -t 0 && echo at a terminal; exit\r")
+        screen.see(rb"at a terminal\r\n")
+        screen.see(rb"In \[3\]: ")
+        screen.type(b"%container run -i " + tier.image.encode() + b" sh -c 'read x; echo got $x'\r")
+        screen.type(b"hello\r")
+        screen.see(rb"got hello")
+        screen.see(rb"In \[4\]: ")
+        screen.type(b"exit\r")
+        assert screen.code() == 0
