@@ -9,7 +9,9 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,9 @@ import pytest
 
 from nbcontainer._linux.identity import parent_of
 from nbcontainer.model import HealthCheck, RestartPolicy, RunOptions, ServiceOptions
+from nbcontainer.model.network import NetworkOptions, PortMapping
+from nbcontainer.network.plan import store_key
+from nbcontainer.network.programs import found
 from tests.harness.leaks import deserted_cgroups, processes_below
 from tests.integration.fixtures import TWO_TIERS
 from tests.integration.tiers import Raised, wait_until
@@ -35,6 +40,7 @@ class Churn:
 
     def __init__(self, tier: Tier) -> None:
         self.tier = tier
+        self.networked = found("nft") is not None and (tier.privileged or found("pasta") is not None)
         self.chance = random.Random(20261126)
         self.up: dict[str, ContainerSummary] = {}
         self.down: set[str] = set()
@@ -42,11 +48,14 @@ class Churn:
         self.done = dict.fromkeys(("stop", "kill", "start", "restart", "remove", "monitor", "launcher", "first"), 0)
 
     def launch(self, name: str) -> None:
-        """Start one anew; every third has a health check, every other one is started again when it is lost."""
+        """Start one anew: with a health check, a policy, or a published port, as its number says."""
         number = int(name.removeprefix("s"))
         health = HealthCheck(test=("CMD", "true"), interval=1) if number % 3 == 0 else HealthCheck()
         service = ServiceOptions(health=health, restart=AGAIN if number % 2 else RestartPolicy())
         options = RunOptions(name=name, service=service)
+        if number % 4 == 0 and self.networked:
+            published = NetworkOptions(ports=(PortMapping(container_port=80),))
+            options = replace(options, network="bridge", networking=published)
         self.up[name] = self.tier.driver.call("launch", self.tier.image, (), options=options, script=SCRIPT)
         self.down.discard(name)
         self.note(name)
@@ -125,7 +134,7 @@ class Churn:
 @pytest.mark.timeout(SECONDS * 3 + COUNT * 10 + 60)
 @TWO_TIERS
 def test_churn(tier: Tier) -> None:
-    """Start, stop, kill, shoot, remove: no process, cgroup or mount is left, and no look was wrong."""
+    """Start, stop, kill, shoot, remove: no process, cgroup, mount, link or rule is left, and no look was wrong."""
     known = deserted_cgroups()
     churn = Churn(tier)
     try:
@@ -143,6 +152,13 @@ def test_churn(tier: Tier) -> None:
             with contextlib.suppress(Raised):
                 tier.driver.call("remove_container", row.id, force=True)
     wait_until(lambda: not [pid for pid in churn.below if _lives(pid)], what="every process is gone")
+    tier.driver.begin("close")
+    tier.driver.finish()
+    wait_until(lambda: not _keepers(tier), within=30, what="the keeper of networks has left")
+    if churn.networked and tier.privileged:
+        key = store_key(os.path.realpath(tier.store), 0)
+        assert f"nbc{key}" not in _told("ip", "-o", "link")
+        assert key not in _told(str(found("nft")), "list", "tables")
     with tier.spawn() as other:  # its launcher sweeps what killed ones left
         assert other.run("true").ok
     wait_until(lambda: deserted_cgroups() <= known, what="no cgroup is left")
@@ -157,3 +173,15 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return fields[0] not in {"Z", "X"}
+
+
+def _keepers(tier: Tier) -> list[str]:
+    lines = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            lines[name] = Path(f"/proc/{name}/cmdline").read_bytes()
+    return [name for name, line in lines.items() if b"keeper.py" in line and tier.store.encode() in line]
+
+
+def _told(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
