@@ -1025,7 +1025,7 @@ class Engine:
             size=self._library.unpacked_size(image),
             compressed_size=image.manifest.size,
             in_use=image.chain in chains,
-            labels=image.config.labels,
+            labels=dict(image.config.labels),
         )
 
     def _chains_in_use(self) -> frozenset[Digest]:

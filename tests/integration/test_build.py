@@ -375,7 +375,7 @@ def test_outputs(tier: Tier) -> None:
 
 @OWN_TIER
 def test_network_none(tier: Tier) -> None:
-    """RUN has the machine's network, and none when asked so, by the build or by the instruction."""
+    """RUN has the machine's network when asked so, and none when asked so, by the build or by the instruction."""
     count = "RUN test $(ls /sys/class/net | wc -l) {sign} 1\n"
     tier.driver.build(f"FROM {tier.image}\n" + count.format(sign="-eq"), network="none")
     tier.driver.build(f"FROM {tier.image}\nRUN --network=none test $(ls /sys/class/net | wc -l) -eq 1\n")

@@ -232,7 +232,8 @@ class Driver:
         archive: bytes | None = None,
         **options: Any,
     ) -> None:
-        """Start a build without waiting for it."""
+        """Start a build without waiting for it; its commands have the machine's network unless something is said."""
+        options.setdefault("network", "host")
         context = {"folder": folder, "files": dict(files or {}), "archive": archive}
         text = None if dockerfile is None else dockerfile.encode()
         self.begin("build", context=context, options={"dockerfile": text, "tags": tags, **options})
