@@ -343,6 +343,8 @@ def test_container_in_waiting_is_no_way_to_the_machine(tier: Tier) -> None:
     The kernel refuses where those processes are closed to the launcher, too; where they are not, we do.
     """
     assert tier.run("true").ok
+    wait_until(lambda: len(tier.driver.processes()) == AT_REST, what="a full pool")
+    time.sleep(0.2)  # what is built ahead is built
     said = []
     for pid in tier.driver.processes():
         try:
