@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,8 @@ from tests.harness.users import mirrored_python, user_with_range, user_without_r
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_USERS = ("range", "single")
 
 __all__ = ["leaks", "mirrored_python", "no_leaks", "user_with_range", "user_without_range"]
 
@@ -38,6 +41,30 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = sorted(_required(config) - set(PROBED))
     if unknown:
         raise pytest.UsageError(f"--require: no marker {', '.join(unknown)}; there are {', '.join(PROBED)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tell a story as root and as one of the two kinds of user, which its name decides; as all three when asked.
+
+    ``NBCONTAINER_TEST_TIERS=all`` asks. A test that names its tiers has those.
+    """
+    if os.environ.get("NBCONTAINER_TEST_TIERS") == "all":
+        return
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        (left_out if _is_left_out(item) else kept).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
+def _is_left_out(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function) or not hasattr(item, "callspec"):
+        return False
+    tier = item.callspec.params.get("person")
+    if tier not in _USERS or any("person" in mark.args[0] for mark in item.iter_markers("parametrize")):
+        return False
+    return tier != _USERS[zlib.crc32(item.originalname.encode()) % len(_USERS)]
 
 
 def _required(config: pytest.Config) -> set[str]:

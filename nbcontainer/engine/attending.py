@@ -152,7 +152,7 @@ def attend(
             timeout=talk.timeout,
             grace=talk.grace,
         )
-        return outcome, connection.resources.verdict() if connection.resources else Verdict()
+        return outcome, connection.resources.verdict(outcome.refused) if connection.resources else Verdict()
 
 
 def _attend_terminal(
@@ -171,6 +171,8 @@ def _attend_terminal(
     finally:
         os.close(null)
     with contextlib.closing(connection):
+        if connection.pid is not None:
+            on_accepted(connection.pid)
         on_started()
         outcome = supervise(
             connection,
