@@ -47,7 +47,12 @@ class Definitions:
         exact = [each for each in networks if each.name == name] or [each for each in networks if each.id == name]
         close = exact or [each for each in networks if len(name) > 3 and each.id.startswith(name)]
         if len(close) != 1:
-            raise NotFound(f"there is no network {name!r}; `%container network create {name}` makes one")
+            if name in _RESERVED:
+                raise NotFound(f"{name!r} is a word for run --network, and no network to inspect, connect or remove")
+            raise NotFound(
+                f"there is no network {name!r}; `%container network ls` lists those that are here, and"
+                f" `%container network create {name}` makes one"
+            )
         return close[0]
 
     def create(self, network: Network) -> Network:
