@@ -69,7 +69,9 @@ class Definitions:
                 os.fsync(file.fileno())
             os.link(path, os.path.join(self._folder, network.name))  # unlike a rename it replaces nobody's
         except FileExistsError as problem:
-            raise Conflict(f"network {network.name} exists already; `network rm` it first, or use it") from problem
+            raise Conflict(
+                f"network {network.name} exists already; use it, or `%container network rm {network.name}` first"
+            ) from problem
         except OSError as problem:
             raise StorageError(f"network {network.name} cannot be kept: {problem.strerror}") from problem
         finally:
