@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from tests.harness.debian import debian_root
 from tests.harness.host import PROBED, absence
 from tests.harness.leaks import Leaks, adopt_orphans
 from tests.harness.users import mirrored_python, user_with_range, user_without_range
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _USERS = ("range", "single")
 
-__all__ = ["leaks", "mirrored_python", "no_leaks", "user_with_range", "user_without_range"]
+__all__ = ["debian_root", "leaks", "mirrored_python", "no_leaks", "user_with_range", "user_without_range"]
 
 
 settings.register_profile("repeatable", derandomize=True)

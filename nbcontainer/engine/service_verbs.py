@@ -13,7 +13,7 @@ from nbcontainer.engine.limit_options import read_size
 from nbcontainer.engine.logs import last_lines, read_moment
 from nbcontainer.engine.opening import Page, address, behind_proxy, chosen_port
 from nbcontainer.engine.restarting import read_restart_policy
-from nbcontainer.engine.views import ContainerDetail
+from nbcontainer.engine.views import ContainerDetail, ImageDetail
 from nbcontainer.errors import InvalidOption, NotFound
 from nbcontainer.model import HealthCheck, LogLimits, ServiceOptions
 from nbcontainer.runtime.console import DETACH_KEYS, read_detach_keys
@@ -215,7 +215,8 @@ def _show(session: Session, pieces: Iterable[LogLine], *, stamped: bool) -> None
 def _open(session: Session, arguments: Namespace) -> object:
     detail = session.engine.inspect(arguments.container)
     if not isinstance(detail, ContainerDetail):
-        raise NotFound(f"{arguments.container} is an image; open shows what a container publishes")
+        kind = "an image" if isinstance(detail, ImageDetail) else "a volume"
+        raise NotFound(f"{arguments.container} is {kind}; open shows what a container publishes")
     name = detail.summary.name or detail.summary.id[:12]
     if detail.summary.state != "running":
         raise NotFound(f"container {name} is {detail.summary.state}, so nothing answers; `%container start {name}`")

@@ -439,7 +439,7 @@ RUN = Verb(
         "run debian cat /etc/os-release",
         "run -e GREETING=hello --timeout 1m30s debian sh -c 'echo $GREETING'",
         "run --memory 512m --cpus 1.5 --pids-limit 100 python python -c 'print(1)'",
-        "run --name work --network host debian apt-get update",
+        "run --name work debian apt-get update",
         "run -it debian bash",
         "run -d --name web --restart on-failure:5 nginx",
     ),

@@ -152,6 +152,7 @@ class BelowWiring:
             bridges,
             (),
             forbidden=sorted(self._machine.own_addresses()),
+            uplink=_UPLINK,
         )
         self._call("nft", text=text)
 

@@ -47,7 +47,12 @@ class Definitions:
         exact = [each for each in networks if each.name == name] or [each for each in networks if each.id == name]
         close = exact or [each for each in networks if len(name) > 3 and each.id.startswith(name)]
         if len(close) != 1:
-            raise NotFound(f"there is no network {name!r}; `%container network create {name}` makes one")
+            if name in _RESERVED:
+                raise NotFound(f"{name!r} is a word for run --network, and no network to inspect, connect or remove")
+            raise NotFound(
+                f"there is no network {name!r}; `%container network ls` lists those that are here, and"
+                f" `%container network create {name}` makes one"
+            )
         return close[0]
 
     def create(self, network: Network) -> Network:
@@ -64,7 +69,9 @@ class Definitions:
                 os.fsync(file.fileno())
             os.link(path, os.path.join(self._folder, network.name))  # unlike a rename it replaces nobody's
         except FileExistsError as problem:
-            raise Conflict(f"network {network.name} exists already; `network rm` it first, or use it") from problem
+            raise Conflict(
+                f"network {network.name} exists already; use it, or `%container network rm {network.name}` first"
+            ) from problem
         except OSError as problem:
             raise StorageError(f"network {network.name} cannot be kept: {problem.strerror}") from problem
         finally:

@@ -18,7 +18,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer.errors import Conflict, UnsupportedHost
-from nbcontainer.network.plan import SERVER_ADDRESS
+from nbcontainer.network.plan import SERVER_ADDRESS, mac_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,9 +135,16 @@ class Links:
     # --- making -----------------------------------------------------------------------------------------------------
 
     def make_bridge(self, name: str, subnets: Subnets, mtu: int) -> None:
-        """A bridge with the gateway's addresses, up. Not one that would learn routes from what is on it."""
+        """A bridge with the gateway's addresses, up. Not one that would learn routes from what is on it.
+
+        Its hardware address is its own: otherwise it would have the lowest of its links', another one as containers
+        come and go, and those that stay would send to the one that they remember for seconds.
+        """
+        mac = mac_of(subnets.gateway)
         with _ours(f"making bridge {name}"):
-            self._route.link("add", ifname=name, kind="bridge", mtu=mtu, br_stp_state=0, br_forward_delay=0)
+            self._route.link(
+                "add", ifname=name, kind="bridge", mtu=mtu, address=mac, br_stp_state=0, br_forward_delay=0
+            )
         try:
             for setting, value in (("accept_ra", "0"), ("autoconf", "0")):  # CVE-2020-13401
                 with contextlib.suppress(OSError):

@@ -191,7 +191,9 @@ class Addresses:
             address = _parsed(wanted, 4)
             assert isinstance(address, IPv4Address)
             if address not in subnet or not 0 < int(address) - int(subnet.network_address) <= highest:
-                raise InvalidOption(f"address {wanted} is not one of a machine in {subnet}; see `network inspect`")
+                raise InvalidOption(
+                    f"address {wanted} is not one of a machine in {subnet}; see `%container network inspect`"
+                )
             self._check(address, address == self._subnets.gateway, self._owners.get(address))
         else:
             address = self._next(highest)
@@ -220,7 +222,9 @@ class Addresses:
             address = _parsed(wanted, 6)
             assert isinstance(address, IPv6Address)
             if address not in subnet or address == subnet.network_address:
-                raise InvalidOption(f"address {wanted} is not one of a machine in {subnet}; see `network inspect`")
+                raise InvalidOption(
+                    f"address {wanted} is not one of a machine in {subnet}; see `%container network inspect`"
+                )
         else:
             number = int(beside) - int(self._subnets.subnet.network_address)
             address = subnet[number % subnet.num_addresses]

@@ -57,17 +57,30 @@ def ruleset(
     *,
     guarded: Sequence[str] = (),
     forbidden: Sequence[str] = (),
+    uplink: str = "",
 ) -> str:
     """The whole table, in one transaction.
 
     `guarded` are the families (``ipv4``, ``ipv6``) of which nothing but ours is forwarded: we turned forwarding on.
     `forbidden` are addresses of this machine that would be reached by passing on, as they are from a network below it.
+    `uplink` is a link that only ours go out by. What comes back on it and belongs to no connection is dropped: the
+    kernel here would take it for its own and answer by a reset, which ends the container's connection. (pasta of 2023
+    announces a larger window by a segment without the flag ACK, of which conntrack does not know whose it is.)
     """
     lines = [f"table inet {table}", f"delete table inet {table}", f"table inet {table} {{"]
     for bridge in bridges:
         if bridge.limited:
             lines += _sets(bridge)
-    lines += _INPUT
+    lines += _chain("input", "type filter hook input priority -10; policy accept;", [
+        f'iifname "{prefix}*" jump inside',
+        *([f'iifname "{uplink}" meta l4proto tcp ct state invalid drop'] if uplink else []),
+    ])  # fmt: skip
+    lines += _chain("inside", "", [
+        "ct state established,related accept",
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
+        "meta l4proto tcp reject with tcp reset",
+        "reject with icmpx type admin-prohibited",
+    ])  # fmt: skip
     lines += _chain("forward", "type filter hook forward priority -10; policy accept;", [
         f'iifname "{prefix}*" oifname "{prefix}*" jump between',
         f'iifname "{prefix}*" jump outgoing',
@@ -101,8 +114,7 @@ def ruleset(
         rule for each in bridges if not each.internal for rule in _disguise(each)
     ])  # fmt: skip
     lines.append("}")
-    text = "\n".join(lines) + "\n"
-    return text.replace("@PREFIX@", prefix)
+    return "\n".join(lines) + "\n"
 
 
 _NOWHERE = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16")
@@ -112,19 +124,6 @@ _NOWHERE6 = ("::/96", "::ffff:0:0/96", "fe80::/10", "fd00:ec2::254")
 An IPv6 packet to ``::ffff:127.0.0.1`` can be made by hand; a program that passes it on by a socket, as pasta does,
 would connect to IPv4's loopback.
 """
-
-_INPUT = [
-    "  chain input {",
-    "    type filter hook input priority -10; policy accept;",
-    '    iifname "@PREFIX@*" jump inside',
-    "  }",
-    "  chain inside {",
-    "    ct state established,related accept",
-    "    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
-    "    meta l4proto tcp reject with tcp reset",
-    "    reject with icmpx type admin-prohibited",
-    "  }",
-]
 
 
 def _chain(name: str, hook: str, rules: Sequence[str]) -> list[str]:

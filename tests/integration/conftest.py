@@ -1,6 +1,6 @@
 """Lends the three tiers to the stories, and other programs."""
 
-from tests.integration.fixtures import person, registry, tier
+from tests.integration.fixtures import debian, person, registry, tier
 from tests.integration.programs import docker, peers_folder, podman, registry_host
 
-__all__ = ["docker", "peers_folder", "person", "podman", "registry", "registry_host", "tier"]
+__all__ = ["debian", "docker", "peers_folder", "person", "podman", "registry", "registry_host", "tier"]

@@ -17,11 +17,12 @@ from tests.integration.tiers import Driver, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.harness.leaks import Leaks
     from tests.harness.users import User
 
-__all__ = ["OWN_TIER", "TWO_TIERS", "person", "registry", "tier"]
+__all__ = ["OWN_TIER", "TWO_TIERS", "debian", "person", "registry", "tier"]
 
 OWN_TIER = pytest.mark.parametrize(
     "person", [pytest.param("own", marks=[pytest.mark.userns, pytest.mark.overlay])], indirect=True
@@ -46,6 +47,14 @@ def registry() -> Iterator[InProcessRegistry]:
         config = {"Env": ["PATH=/bin:/usr/bin", "FROM_IMAGE=yes", "OVERRIDDEN=image"], "Cmd": ["/bin/sh"]}
         registry.add_image("tiny", "latest", layers=[root_layer(), python_layer()], compression="none", config=config)
         yield registry
+
+
+@pytest.fixture(scope="session")
+def debian(registry: InProcessRegistry, debian_root: Path) -> str:
+    """Lend the name of a Debian image in the registry."""
+    layers = [debian_root.read_bytes()]
+    registry.add_image("debian", "bookworm", layers=layers, compression="none", config={"Cmd": ["bash"]})
+    return registry.reference("debian", "bookworm")
 
 
 @pytest.fixture(

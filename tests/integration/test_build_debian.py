@@ -6,7 +6,6 @@ It is built in every tier, and what root built runs in docker and podman.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Tier
 
 pytestmark = [
@@ -44,16 +42,6 @@ printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3
 head -1 <&3
 nginx -s stop
 """
-
-
-@pytest.fixture(scope="session")
-def debian(registry: InProcessRegistry, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Lend the name of a Debian image in a registry on loopback."""
-    path: Path = tmp_path_factory.mktemp("debian") / "root.tar"
-    subprocess.run(["mmdebstrap", "--variant=minbase", "--quiet", "bookworm", str(path)], check=True, timeout=600)
-    registry.add_image("debian", "bookworm", layers=[path.read_bytes()], compression="none", config={"Cmd": ["bash"]})
-    path.unlink()
-    return registry.reference("debian", "bookworm")
 
 
 def test_nginx(tier: Tier, debian: str) -> None:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nbcontainer.model.network import NetworkOptions
-from nbcontainer.network.plan import store_key
+from nbcontainer.network.plan import mac_of, store_key
 from nbcontainer.network.ports import read_publish
 from nbcontainer.network.programs import found
 from nbcontainer.testing.rootfs import PYTHON
@@ -290,6 +291,23 @@ def test_internal_network_leads_nowhere(net: Tier, outside: str) -> None:
             assert tried["answered.example:80"] == "no such name"
     finally:
         net.driver.call("remove_network", "inner")
+
+
+def test_gateway_keeps_its_hardware_address(net: Tier) -> None:
+    """Its own, not that of a container's link: those that stay would send to one that has gone, for seconds."""
+    with server(net, ports=read_publish("18086:80")):
+        gateway = net.driver.call("inspect_network", "bridge").network.gateway
+        script = f"""
+import socket
+with socket.socket() as probe:
+    probe.connect_ex(({gateway!r}, 9))
+with open("/proc/net/arp") as table:
+    print([line.split()[3] for line in table if line.startswith({gateway + " "!r})])
+"""
+        for _ in range(5):
+            result = net.run(PYTHON, "-c", script, network="bridge")
+            assert result.stdout == f"{[mac_of(IPv4Address(gateway))]}\n"
+            assert talk("127.0.0.1", 18086) == b"hello host"
 
 
 def test_connect_and_disconnect(net: Tier) -> None:

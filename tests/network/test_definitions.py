@@ -50,6 +50,12 @@ def test_the_default_network_stays(tmp_path):
         definitions.remove(definitions.find("bridge"))
 
 
+def test_words_for_run_are_no_networks(tmp_path):
+    """Nobody is told to make one of that name, which would be refused."""
+    with pytest.raises(NotFound, match="'none' is a word for run --network"):
+        Definitions(str(tmp_path)).find("none")
+
+
 def test_damaged_file_is_named(tmp_path):
     """With what to do about it."""
     definitions = Definitions(str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ WEB = Publication(protocol="tcp", host_ip="", host_port=8080, address="10.192.1.
 SIX = Publication(protocol="udp", host_ip="2001:db8::1", host_port=53, address="fd00:1::2", port=53)
 
 
-def text(*bridges: Bridge, publications: tuple[Publication, ...] = (), **options: tuple[str, ...]) -> str:
+def text(*bridges: Bridge, publications: tuple[Publication, ...] = (), **options: Any) -> str:
     return ruleset("nbcontainer-abcdef", "nbcabcdef", bridges, publications, **options)
 
 
@@ -40,6 +41,13 @@ def test_nothing_of_this_machine_is_reached():
     assert inside[0] == "ct state established,related accept"
     assert inside[-2:] == ["meta l4proto tcp reject with tcp reset", "reject with icmpx type admin-prohibited"]
     assert not any("dport" in line for line in inside)
+
+
+def test_what_belongs_to_no_connection_is_not_answered():
+    """A segment of the way out that conntrack cannot place is dropped, before it gets the kernel's reset."""
+    drop = 'iifname "uplink0" meta l4proto tcp ct state invalid drop'
+    assert chain(text(PLAIN, uplink="uplink0"), "input")[-1] == drop
+    assert drop not in text(PLAIN)
 
 
 def test_networks_do_not_reach_each_other():
@@ -107,7 +115,15 @@ def test_nft_reads_it():
     nft = found("nft")
     if nft is None or os.geteuid():
         pytest.skip("takes nft, and root for a network namespace")
-    whole = text(PLAIN, INNER, LIMITED, publications=(WEB, SIX), guarded=("ipv4", "ipv6"), forbidden=("192.0.2.2",))
+    whole = text(
+        PLAIN,
+        INNER,
+        LIMITED,
+        publications=(WEB, SIX),
+        guarded=("ipv4", "ipv6"),
+        forbidden=("192.0.2.2",),
+        uplink="uplink0",
+    )
     change = admit("nbcontainer-abcdef", LIMITED.interface, "192.0.2.7", 90)
     change += admit("nbcontainer-abcdef", LIMITED.interface, "2001:db8::9", 90)
     script = 'set -e; for text in "$@"; do printf \'%s\' "$text" | "$0" -f -; "$0" list ruleset; done'
