@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything about the speed and cost of running containers, in one go: start, inside, memory and many.
+"""Everything about the speed and cost of running containers, in one go: start, inside, network, memory and many.
 
     python benchmarks/fast.py [--as USER]… [--quick] [--tar debian.tar] [--json FILE]
 
@@ -14,9 +14,7 @@ import argparse
 import json
 import os
 import pwd
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import peers
 _PROGRAMS: dict[str, tuple[str, ...]] = {
     "start.py": ("--rounds", "4"),
     "inside.py": ("--rounds", "4"),
+    "network.py": ("--rounds", "4", "--seconds", "1"),
     "memory.py": ("--rounds", "1", "--containers", "4"),
     "many.py": ("--row", "100", "--at-once", "20", "--containers", "20", "--rounds", "1"),
 }
@@ -39,9 +38,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="also write the figures as JSON")
     parser.add_argument("--tar", metavar="FILE", help="a root file system to use, instead of running mmdebstrap")
     options = parser.parse_args()
-    if options.users and os.geteuid() != 0:
-        parser.error("--as USER needs root")
-    accounts = [_account(parser, name) for name in options.users]
+    accounts = peers.accounts(parser, options.users)
     results: dict[str, dict[str, Any]] = {}
     failed = []
     with peers.open_stage() as stage:
@@ -54,7 +51,7 @@ def main() -> int:
             for program, quick in _PROGRAMS.items():
                 print(f"\n═══ {program} as {who}\n", flush=True)
                 arguments = ("--tar", tar, *(quick if options.quick else ()))
-                found, code = _run(program, arguments, account)
+                found, code = peers.run_program(program, arguments, account)
                 results[who][program] = found
                 if code:
                     failed.append(f"{program} as {who} ended with exit code {code}")
@@ -62,37 +59,6 @@ def main() -> int:
         Path(options.json).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print("\n" + "\n".join(failed or ["all programs ended well"]))
     return 1 if failed else 0
-
-
-def _account(parser: argparse.ArgumentParser, name: str) -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(name)
-    except KeyError:
-        parser.error(f"there is no user {name!r}; make one with `useradd --create-home {name}`")
-
-
-def _run(program: str, arguments: tuple[str, ...], account: pwd.struct_passwd | None) -> tuple[Any, int]:
-    """Run a program, and read what it wrote."""
-    acting: dict[str, Any] = {}
-    environment = dict(os.environ)
-    if account is not None:
-        acting = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        kept = {name: environment[name] for name in ("PATH", "LANG", "LC_ALL") if name in environment}
-        environment = {**kept, "HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
-    with tempfile.TemporaryDirectory(prefix="nbc-bench-") as folder:
-        if account is not None:
-            os.chown(folder, account.pw_uid, account.pw_gid)
-        report = os.path.join(folder, "report.json")
-        path = str(Path(__file__).resolve().parent / program)
-        done = subprocess.run(
-            [sys.executable, path, *arguments, "--json", report],
-            cwd=account.pw_dir if account else None,
-            env=environment,
-            check=False,
-            **acting,
-        )
-        found = json.loads(Path(report).read_text(encoding="utf-8")) if os.path.exists(report) else None
-    return found, done.returncode
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import glob
 import json
 import os
 import platform
+import pwd
 import shutil
 import signal
 import socket
@@ -35,6 +36,7 @@ __all__ = [
     "Contender",
     "Stage",
     "Target",
+    "accounts",
     "add_common_options",
     "alternate",
     "check",
@@ -51,6 +53,7 @@ __all__ = [
     "print_targets",
     "registry",
     "remove_tree",
+    "run_program",
 ]
 
 _UNIFIED = "/sys/fs/cgroup/unified"
@@ -60,6 +63,7 @@ PODMAN_LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1024:1024")
 _TOOLS = {
     "bwrap": "--version", "runc": "--version", "crun": "--version", "podman": "--version", "docker": "--version",
     "dockerd": "--version", "skopeo": "--version", "umoci": "--version", "docker-registry": "--version",
+    "iperf3": "--version",
 }  # fmt: skip
 _DISK_BYTES, _DISK_FILES = 12 << 30, 400_000
 _REGISTRY = """\
@@ -73,21 +77,21 @@ http: {{addr: "{host}"}}
 # --- the environment --------------------------------------------------------------------------------------------------
 
 
-def own_mounts() -> None:
+def own_mounts() -> bool:
     """As root, start this program again in a mount namespace of its own, without the hybrid cgroup v2 mount.
 
     What is mounted there goes with the last process started by the benchmark, a daemon too. And crun and podman take a
     machine with ``/sys/fs/cgroup/unified`` for what it is not and fail; without the mount they see cgroup v1. Every
-    contender then runs in the same surroundings, ours too.
+    contender then runs in the same surroundings, ours too. Return whether the mounts are our own.
     """
     if os.geteuid() != 0 or _REEXECUTED in os.environ:
-        return
+        return os.geteuid() == 0
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False).returncode:
-        return  # root of a container that may not; the benchmark says later what it has to do without
+        return False  # root of a container that may not; the benchmark says later what it has to do without
     os.environ[_REEXECUTED] = "1"
     sys.stdout.flush()
     script = f'if mountpoint -q {_UNIFIED}; then umount {_UNIFIED}; fi; exec "$@"'
-    os.execvp("unshare", ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, *sys.argv])
+    return os.execvp("unshare", ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, *sys.argv])
 
 
 def find(program: str) -> str | None:
@@ -261,16 +265,19 @@ def registry(stage: Stage) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def dockerd(stage: Stage) -> Iterator[tuple[str, ...]]:
-    """Run a dockerd with a store of its own; lend the beginning of every docker command line that talks to it."""
+def dockerd(stage: Stage, *, bridge: bool = False) -> Iterator[tuple[str, ...]]:
+    """Run a dockerd with a store of its own; lend the beginning of every docker command line that talks to it.
+
+    With `bridge` it has its usual network, and makes rules in the packet filter: be in a network namespace for that.
+    """
     daemon, client = find("dockerd"), find("docker")
     if daemon is None or client is None:
         raise RuntimeError("docker is not installed")
     address = "unix://" + stage.path("docker.sock")
     command = (
         daemon, "--data-root", stage.path("docker"), "--exec-root", stage.path("docker-run"), "--pidfile",
-        stage.path("docker.pid"), "--host", address, "--storage-driver", "overlay2", "--bridge", "none",
-        "--iptables=false", "--ip6tables=false",
+        stage.path("docker.pid"), "--host", address, "--storage-driver", "overlay2", "--ip6tables=false",
+        *(() if bridge else ("--bridge", "none", "--iptables=false")),
     )  # fmt: skip
     log = stage.path("dockerd.log")
     with open(log, "wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
@@ -320,6 +327,46 @@ def _wait_for(claim: Callable[[], bool], process: subprocess.Popen[bytes], name:
             said = Path(log).read_text(encoding="utf-8", errors="replace")[-1500:] if log else ""
             raise RuntimeError(f"{name} did not start {said}")
         time.sleep(0.1)
+
+
+# --- other users ------------------------------------------------------------------------------------------------------
+
+
+def accounts(parser: argparse.ArgumentParser, names: Sequence[str]) -> list[pwd.struct_passwd]:
+    """Find the users of ``--as``; who is not there, or asks without being root, ends the benchmark."""
+    if names and os.geteuid() != 0:
+        parser.error("--as USER needs root")
+    found = []
+    for name in names:
+        try:
+            found.append(pwd.getpwnam(name))
+        except KeyError:
+            parser.error(f"there is no user {name!r}; make one with `useradd --create-home {name}`")
+    return found
+
+
+def run_program(program: str, arguments: Sequence[str], account: pwd.struct_passwd | None) -> tuple[Any, int]:
+    """Run another benchmark, as another user if asked; return the JSON that it wrote, and its exit code."""
+    acting: dict[str, Any] = {}
+    environment = dict(os.environ)
+    if account is not None:
+        acting = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        kept = {name: environment[name] for name in ("PATH", "LANG", "LC_ALL") if name in environment}
+        environment = {**kept, "HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
+    with tempfile.TemporaryDirectory(prefix="nbc-bench-") as folder:
+        if account is not None:
+            os.chown(folder, account.pw_uid, account.pw_gid)
+        report = os.path.join(folder, "report.json")
+        path = str(Path(__file__).resolve().parent / program)
+        done = subprocess.run(
+            [sys.executable, path, *arguments, "--json", report],
+            cwd=account.pw_dir if account else None,
+            env=environment,
+            check=False,
+            **acting,
+        )
+        found = json.loads(Path(report).read_text(encoding="utf-8")) if os.path.exists(report) else None
+    return found, done.returncode
 
 
 # --- rounds and tables ------------------------------------------------------------------------------------------------

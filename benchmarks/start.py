@@ -5,6 +5,7 @@
 
 Who is compared, and with what, is told in `engines`. Cells are timed twice: in an IPython shell of this process, and
 as a message to a kernel, from the request until reply and idle have come, which is what a person waits for.
+`network.py` has them with a network.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 _SLOW_ROUNDS = 10
 _IN_A_ROW = 50
+_CELL = f"%%container --network {engines.NO_NETWORK}"
 _CELLS = {
-    "%%container": f"%%container {engines.OURS_IMAGE}\ntrue\n",
+    _CELL: f"{_CELL} {engines.OURS_IMAGE}\ntrue\n",
     "%%bash": "%%bash\ntrue\n",
     "!true": "!true\n",
 }
@@ -33,7 +35,7 @@ _TARGETS = (
     peers.Target(contender=engines.OURS, reference="bwrap", most=1),
     peers.Target(contender=engines.OURS, reference="crun", most=0.5),
     peers.Target(contender=engines.OURS, reference="docker", most=1 / 40),
-    peers.Target(contender="kernel %%container", reference="kernel %%bash", most=1.5),
+    peers.Target(contender=f"kernel {_CELL}", reference="kernel %%bash", most=1.5),
 )
 
 
@@ -93,7 +95,7 @@ def kernel_cells(stage: peers.Stage, root: str) -> list[peers.Contender]:
     try:
         from jupyter_client.manager import KernelManager
     except ImportError:
-        return [peers.Contender(name="kernel %%container", act=lambda: None, problem="jupyter_client is not installed")]
+        return [peers.Contender(name=f"kernel {_CELL}", act=lambda: None, problem="jupyter_client is not installed")]
     folder = stage.path("kernel")
     os.mkdir(folder)
     manager: Any = KernelManager(kernel_name="python3", connection_file=os.path.join(folder, "connection.json"))

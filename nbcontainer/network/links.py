@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -34,6 +36,9 @@ _MAIN_TABLE = 254
 _SHORTEST = 8
 _ON_LINK = 253  # RT_SCOPE_LINK of rtnetlink(7)
 _DEFAULT_MTU = 1500
+_SIOCGIFINDEX = 0x8933  # netdevice(7)
+_REQUEST = struct.Struct("16si20x")  # struct ifreq with a number in it
+_LONGEST_NAME = 15
 
 
 @contextlib.contextmanager
@@ -87,10 +92,12 @@ class Links:
     def __init__(self) -> None:
         with _ours("opening a netlink socket"):
             self._route = IPRoute()
+        self._looking = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     def close(self) -> None:
-        """Close its socket."""
+        """Close its sockets."""
         self._route.close()
+        self._looking.close()
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -242,9 +249,11 @@ class Links:
 
     def _index(self, name: str) -> int:
         """The number of a link, in the namespace of this object and not where the process happens to be."""
-        with _ours(f"looking for link {name}"):
-            found = self._route.link_lookup(ifname=name)
-        if not found:
-            raise UnsupportedHost(f"link {name} is not there any more; somebody has taken it away")
-        index: int = found[0]
+        # netdevice(7) on a socket of that namespace: netlink takes a hundred times as long, thrice for each container
+        request = _REQUEST.pack(name.encode()[:_LONGEST_NAME], 0)
+        try:
+            answer = fcntl.ioctl(self._looking, _SIOCGIFINDEX, request)
+        except OSError as problem:
+            raise UnsupportedHost(f"link {name} is not there any more; somebody has taken it away") from problem
+        index: int = _REQUEST.unpack(answer)[1]
         return index
