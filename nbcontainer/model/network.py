@@ -66,11 +66,11 @@ def _hosts(text: str) -> tuple[str, ...]:
     for host in hosts:
         if not host:
             raise InvalidOption(
-                "--network egress: takes the names that may be reached, e.g. egress:pypi.org,github.com"
+                "--network egress: takes the names that may be reached, e.g. egress:example.org,github.com"
             )
         if not _is_address(host) and (len(host) > _LONGEST_HOST or not _HOST.fullmatch(host)):
             raise InvalidOption(
-                f"--network egress: {host!r} is not a host name; e.g. pypi.org, *.github.com or 192.0.2.7"
+                f"--network egress: {host!r} is not a host name; e.g. example.org, *.github.com or 192.0.2.7"
             )
     return tuple(dict.fromkeys(hosts))
 

@@ -261,7 +261,7 @@ def test_defaults_leave_the_choice_to_the_engine():
         ("-x debian", ["no option -x"]),
         ("-e", ["-e needs a value", "NAME"]),
         ("", ["needs an IMAGE", "usage:"]),
-        ("--network egress: debian", ["names that may be reached", "egress:pypi.org"]),
+        ("--network egress: debian", ["names that may be reached", "egress:example.org"]),
         ("--network a/b debian", ["'a/b'", "egress:HOST"]),
         ("-p http debian", ["'http'", "8080:80"]),
         ("--rm=false debian", ["--rm is a switch"]),

@@ -20,7 +20,7 @@ from nbcontainer.model.network import NetworkChoice, NetworkOptions, PortMapping
         ("default", "bridge", "bridge", ()),
         ("my.lab-1", "bridge", "my.lab-1", ()),
         ("container:web", "container", "web", ()),
-        ("egress:PyPI.org.,*.github.com", "egress", "", ("pypi.org", "*.github.com")),
+        ("egress:Example.org.,*.github.com", "egress", "", ("example.org", "*.github.com")),
         ("egress:192.0.2.7,2001:db8::7", "egress", "", ("192.0.2.7", "2001:db8::7")),
     ],
 )

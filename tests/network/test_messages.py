@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nbcontainer.model.network import Endpoint, Network, PortMapping
 from nbcontainer.network import messages
 
-NETWORK = Network(name="lab", id="5" * 64, subnet="10.9.0.0/24", labels=("a=b",), hosts=("pypi.org",), created=1.5)
+NETWORK = Network(name="lab", id="5" * 64, subnet="10.9.0.0/24", labels=("a=b",), hosts=("example.org",), created=1.5)
 PORT = PortMapping(container_port=80, host_ip="::", host_port=8080)
 PLACE = Endpoint(
     network="lab",
