@@ -3,6 +3,9 @@
 Each is used by its own client, from a container that knows it by name alone, and from this machine through the port
 that it was published at. So what is tried is what daemons do that simple programs do not: users of their own,
 privileged ports, sockets in /run, volumes that are filled, processes for each session.
+
+With a single id sshd ends every session: it looks whether it did become its unprivileged user, and it did not. So the
+story is told by root and by a user with subordinate ids.
 """
 
 from __future__ import annotations
@@ -32,6 +35,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.peers("mmdebstrap"),
     pytest.mark.timeout(900),
+    pytest.mark.parametrize(
+        "person",
+        [
+            pytest.param("own", marks=[pytest.mark.userns, pytest.mark.overlay]),
+            pytest.param("range", marks=[pytest.mark.subids, pytest.mark.overlay]),
+        ],
+        indirect=True,
+    ),
 ]
 
 _DOCKERFILE = """\
@@ -83,13 +94,16 @@ _SSH = (
 
 
 @pytest.fixture
-def images(tier: Tier, debian: str) -> None:
-    """Build the four images of the one text, unless that is done."""
+def images(tier: Tier, debian: str) -> Iterator[None]:
+    """Build the four images of the one text, unless that is done; the engine lets go of the network afterwards."""
     if found("nft") is None or (not tier.privileged and found("pasta") is None):
         pytest.skip("networks take nft, and as a user pasta")
     text = _DOCKERFILE.format(image=debian)
     for stage in _STAGES:
         tier.driver.build(text, stage, target=stage)
+    yield
+    tier.driver.begin("close")
+    tier.driver.finish()
 
 
 @contextlib.contextmanager
@@ -158,5 +172,3 @@ def test_three_daemons_at_once(tier: Tier, images: None) -> None:
             assert client(tier, sql) == "Boskoop\n"
     tier.driver.call("remove_volume", "rows")
     assert tier.driver.call("containers", everything=True) == ()
-    tier.driver.begin("close")
-    tier.driver.finish()
