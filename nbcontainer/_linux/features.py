@@ -141,6 +141,7 @@ class Observations:
     store_file_system: str = ""
     free_bytes: int = -1
     programs: tuple[str, ...] = ()
+    tun: bool = True
     has_subuid: bool = False
     has_subgid: bool = False
     free_block: int = 100000
@@ -497,13 +498,20 @@ def _disk(seen: Observations) -> Feature:
     )
 
 
+_TUN_FIX = "Have an administrator open it, as distributions do: modprobe tun; chmod 0666 /dev/net/tun"
+
+
 def _user_network(seen: Observations) -> Feature:
     found = "pasta" in seen.programs
     return Feature(
         name="user-network",
-        works=found,
-        reason="found pasta" if found else "pasta is not installed",
-        fix="" if found else "Install it: apt install passt, or dnf install passt",
+        works=found and seen.tun,
+        reason="pasta is not installed"
+        if not found
+        else "found pasta"
+        if seen.tun
+        else "/dev/net/tun is closed to you",
+        fix="" if found and seen.tun else _TUN_FIX if found else "Install it: apt install passt, or dnf install passt",
         needed_for="a network of a container's own, without root",
         required=False,
     )
@@ -572,6 +580,7 @@ def observe(directory: str, *, timeout: float = 5.0) -> Observations:
         store_file_system=_file_system(place),
         free_bytes=_free_bytes(place),
         programs=tuple(program for program in _PROGRAMS if shutil.which(program, path=_program_path())),
+        tun=os.access("/dev/net/tun", os.R_OK | os.W_OK),
         has_subuid=bool(own_entries(subuid, name, uid)),
         has_subgid=bool(own_entries(subgid, name, uid)),
         free_block=_free_block(subuid, subgid),

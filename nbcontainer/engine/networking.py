@@ -25,7 +25,7 @@ from nbcontainer.network.client import KeeperClient
 from nbcontainer.network.definitions import BRIDGE, Definitions
 from nbcontainer.network.plan import SERVER_ADDRESS, check_mac, check_subnet, egress_network
 from nbcontainer.network.ports import exposed_mappings, listen
-from nbcontainer.network.programs import NO_NFT, NO_UPLINK, found
+from nbcontainer.network.programs import NO_NFT, NO_TUN, NO_UPLINK, found, may_open_tun
 from nbcontainer.network.resolver import search_domains
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def why_no_bridge(*, privileged: bool) -> str:
         return "" if found("nft") else NO_NFT
     if not found("pasta"):
         return NO_UPLINK
+    if not may_open_tun():
+        return NO_TUN
     return "" if found("nft") else NO_NFT
 
 

@@ -28,7 +28,7 @@ from nbcontainer.model.network import Endpoint
 from nbcontainer.network import rules
 from nbcontainer.network.links import Links
 from nbcontainer.network.plan import Subnets, desk_name, interface_prefix, table_name
-from nbcontainer.network.programs import NO_NFT, NO_UPLINK, found
+from nbcontainer.network.programs import NO_NFT, NO_TUN, NO_UPLINK, found, may_open_tun
 from nbcontainer.network.wiring import Office, connect_container, lead_out, run_nft
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class BelowWiring:
             raise UnsupportedHost(NO_NFT)
         if found("pasta") is None:
             raise UnsupportedHost(NO_UPLINK)
+        if not may_open_tun():
+            raise UnsupportedHost(NO_TUN)
         self._key = key
         self._machine = Links()
         self._changes = _address_changes()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
-__all__ = ["NO_NFT", "NO_UPLINK", "found"]
+__all__ = ["NO_NFT", "NO_TUN", "NO_UPLINK", "found", "may_open_tun"]
 
 _FURTHER = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
@@ -17,6 +17,16 @@ NO_UPLINK = (
     "networks of a user's containers need the program pasta; install it (apt install passt), or use --network none or"
     " --network host"
 )
+NO_TUN = (
+    "networks of a user's containers need /dev/net/tun, which cannot be opened here; let an administrator open it as"
+    " distributions do (modprobe tun; chmod 0666 /dev/net/tun), or use --network none or --network host"
+)
+_TUN = "/dev/net/tun"
+
+
+def may_open_tun(path: str = _TUN) -> bool:
+    """Whether the device is ours to open, from which pasta makes the way out."""
+    return os.access(path, os.R_OK | os.W_OK)
 
 
 def found(name: str) -> str | None:

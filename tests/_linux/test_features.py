@@ -175,6 +175,18 @@ def test_disk_that_is_full_or_unknown() -> None:
     assert "cannot be read" in named(replace(GOOD, free_bytes=-1), "disk").reason
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"), [({"programs": ("nft",)}, "apt install passt"), ({"tun": False}, "chmod 0666 /dev/net/tun")]
+)
+def test_network_of_a_user(facts: dict[str, object], words: str) -> None:
+    """Without pasta, or the device that it opens, there is none, and each has its own next step."""
+    assert named(GOOD, "user-network").works
+    found = named(replace(GOOD, **facts), "user-network")  # type: ignore[arg-type]
+    assert not found.works
+    assert not found.required
+    assert words in found.fix
+
+
 def test_child_that_ended_early_is_the_reason() -> None:
     """Attempts that were not made because the child ended say that."""
     seen = replace(GOOD, attempts={}, ended="the attempts ended early (killed)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.integration.tiers import Driver, Tier
+
+pytestmark = pytest.mark.peers("nft", "pasta")
 
 SERVER = """
 import socket, sys, threading
@@ -203,6 +206,17 @@ def test_this_machine_cannot_be_reached(net: Tier) -> None:
         tried = attempts(net, *words)
         assert set(tried) == set(words)
         assert set(tried.values()) <= {"ECONNREFUSED", "EHOSTUNREACH", "EACCES", "ENETUNREACH"}, tried
+
+
+def test_abstract_sockets_of_this_machine(net: Tier) -> None:
+    """They belong to the machine's network, and a container with one of its own finds nobody at their names."""
+    name = f"\0nbcontainer-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
+        listener.bind(name)
+        listener.listen()
+        caller.connect(name)
+        script = f"import socket; print(socket.socket(socket.AF_UNIX).connect_ex({name!r}))"
+        assert net.run(PYTHON, "-c", script, network="bridge").stdout == f"{errno.ECONNREFUSED}\n"
 
 
 def test_address_that_this_machine_gets_later(net: Tier) -> None:
