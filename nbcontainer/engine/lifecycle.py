@@ -312,8 +312,16 @@ def _await_root(container: str, pid: int) -> None:
 
 
 def _to_command(pid: int, pidfd: int, number: int, *, group: bool) -> None:
-    """Send a signal to the command of the container whose PID 1 this is."""
-    command = identity.open_child(pid, pidfd)
+    """Send a signal to the command of the container whose PID 1 this is; one that is just starting has none yet."""
+    deadline = time.monotonic() + _STARTING
+    while True:
+        try:
+            command = identity.open_child(pid, pidfd)
+            break
+        except ProcessLookupError:
+            if identity.has_ended(pidfd) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.002)
     try:
         identity.send_signal(command, number, group=group)
     finally:

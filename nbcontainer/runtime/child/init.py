@@ -145,7 +145,7 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
     processes.hide_from_tracers()
     keep_only(requests.fileno(), commands.fileno())
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores two of them
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
     processes.new_session_keyring()
