@@ -23,7 +23,7 @@ from nbcontainer.model.network import NetworkOptions, PortMapping
 from nbcontainer.network.plan import store_key
 from nbcontainer.network.programs import found
 from tests.harness.leaks import deserted_cgroups, processes_below
-from tests.integration.fixtures import TWO_TIERS
+from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Churn:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS * 3 + COUNT * 10 + 60)
-@TWO_TIERS
+@OWN_TIER
 def test_churn(tier: Tier) -> None:
     """Start, stop, kill, shoot, remove: no process, cgroup, mount, link or rule is left, and no look was wrong."""
     known = deserted_cgroups()
