@@ -316,6 +316,18 @@ def test_processes_without_number(tier: Tier) -> None:
         assert len(left) == 0
 
 
+def _finished(guest: Driver) -> None:
+    """Wait for the end; on a busy machine both interrupts may have come before the command was asked for."""
+    for _ in range(3):
+        try:
+            guest.finish(within=10)
+        except AssertionError:
+            guest.interrupt()
+        else:
+            return
+    guest.finish(within=10)
+
+
 def test_interrupted_while_joining(tier: Tier) -> None:
     """Interrupted at whatever moment, no command stays behind in the container."""
     with hostile(tier, "another", WAITING) as guest:
@@ -327,7 +339,7 @@ def test_interrupted_while_joining(tier: Tier) -> None:
             time.sleep(0.001 * (number % 3))
             guest.interrupt()
             try:
-                guest.finish()
+                _finished(guest)
             except Raised as raised:
                 assert raised.is_ours or raised.is_a(KeyboardInterrupt), raised.kinds
         wait_until(lambda: len(tier.driver.call("top", "work")) == 1, what="no command is left")
