@@ -374,6 +374,7 @@ def test_killed_way_out_is_replaced(net: Tier, outside: str) -> None:
         below = {pid for keeper in _keepers(net) for pid in processes_below(keeper)}
         (pasta,) = [pid for pid in below if b"--config-net" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(pasta, signal.SIGKILL)
+        time.sleep(0.5)  # it has a network to take down
         assert attempts(net, f"{outside}:80", "web:80") == {f"{outside}:80": "hello you", "web:80": "hello you"}
 
 
