@@ -107,6 +107,7 @@ def test_room_is_used(tier: Tier) -> None:
     with tier.spawn() as driver:
         driver.run(script="true")
         wait_until(lambda: waiting_rooms(driver), what="a room is built ahead")
+        wait_until(lambda: len(promised(tier) - before) == 1, what="the first one's folder is removed")
         (room,) = promised(tier) - before
         upper = os.path.join(tier.store, "containers", room, "upper")
         made = os.stat(upper).st_ino
