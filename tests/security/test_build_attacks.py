@@ -28,7 +28,7 @@ from nbcontainer import errors
 from nbcontainer.build.request import CacheSource
 from nbcontainer.testing.images import build_image, tiny_layer
 from tests.harness.leaks import deserted_cgroups
-from tests.integration.fixtures import OWN_TIER, TWO_TIERS
+from tests.integration.fixtures import OWN_TIER
 from tests.integration.test_build import config_of, context
 from tests.integration.test_crash import none_lives, sweep
 from tests.integration.test_failures import small_disk
@@ -185,7 +185,7 @@ def hostile_base(registry: InProcessRegistry, outside: Path) -> str:
     return name
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_sources_through_links(tier: Tier, registry: InProcessRegistry, outside: Path) -> None:
     """CVE-2024-1753: links of a base image or a stage lead no mount and no copy to the machine's files, by no option."""
     image = hostile_base(registry, outside)
@@ -207,7 +207,7 @@ def test_sources_through_links(tier: Tier, registry: InProcessRegistry, outside:
         attempted(tier, f"{text}RUN --mount=type={mount},target=/m cat /m/absolute/canary; touch /m/absolute/x; true\n")
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_targets_through_links(tier: Tier, registry: InProcessRegistry, outside: Path) -> None:
     """A destination, a WORKDIR or the target of a mount that is a link of the image is inside the image."""
     image = hostile_base(registry, outside)
@@ -240,7 +240,7 @@ def test_mounts_over_the_sandbox(tier: Tier, registry: InProcessRegistry, outsid
         assert answer.startswith("refused"), (target, answer)
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_clean_up_through_a_link(tier: Tier, outside: Path) -> None:
     """CVE-2024-23652: what a build takes away after a RUN is never reached by a link that the RUN put in its way."""
     for name in ("folder", "file"):
@@ -309,7 +309,7 @@ def hostile_archives(outside: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-@TWO_TIERS
+@OWN_TIER
 @pytest.mark.parametrize(
     "kind",
     ["absolute", "dots", "start", "link", "link-dots", "link-root", "link-twice", "hard", "hard-dots", "hard-link", "hard-through", "device", "whiteout"],
@@ -655,7 +655,7 @@ def test_secrets_of_a_failing_step(tier: Tier) -> None:
     nowhere(tier, word)
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_secrets_through_links(tier: Tier, registry: InProcessRegistry, outside: Path) -> None:
     """A secret whose target goes through links of the image is in memory all the same, and in nothing that stays."""
     image = hostile_base(registry, outside)
@@ -666,7 +666,7 @@ def test_secrets_through_links(tier: Tier, registry: InProcessRegistry, outside:
     nowhere(tier, word)
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_secrets_of_a_killed_build(tier: Tier) -> None:
     """After SIGKILL in the middle of a RUN that has a secret, no file of the store has it."""
     known = deserted_cgroups()
@@ -906,7 +906,7 @@ def remains(tier: Tier) -> list[str]:
 # --- two at once, no room -------------------------------------------------------------------------------------------
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_two_builds_of_the_same(tier: Tier) -> None:
     """Two notebooks that build the same thing at once both get it, and it is whole."""
     folder = context(tier, {f"f{number}": str(number) * 1000 for number in range(200)})
@@ -921,7 +921,7 @@ def test_two_builds_of_the_same(tier: Tier) -> None:
     assert result.stdout == "200\n490000\n/z\n"
 
 
-@TWO_TIERS
+@OWN_TIER
 def test_no_room(tier: Tier, small_disk: str) -> None:
     """A build onto a full disk says so, names nothing, and succeeds when there is room."""
     subprocess.run(["mount", "-o", "remount,size=150m", small_disk], check=True)

@@ -14,7 +14,7 @@ import pytest
 
 from nbcontainer.errors import Conflict, ContainerNotFound, ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
-from tests.integration.fixtures import TWO_TIERS
+from tests.integration.fixtures import OWN_TIER
 from tests.integration.test_crash import none_lives
 from tests.integration.tiers import Driver, Raised, wait_until
 from tests.security.test_way_in import CHANGE_WHAT_RUNS, HARMLESS, ITS_HOME
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from tests.integration.tiers import Tier
 
-pytestmark = TWO_TIERS
 LURKER = (
     (Path(__file__).parent / "lurker.py").read_text(encoding="utf-8").replace("from __future__ import annotations", "")
 )
@@ -75,6 +74,7 @@ def visits(guest: Driver, most: int) -> dict[str, Any]:
     return found
 
 
+@OWN_TIER
 @pytest.mark.parametrize("way", ["own", "another"])
 @pytest.mark.parametrize(
     ("signals", "added"),
