@@ -5,6 +5,7 @@ Sources: clone(2), pidfd_open(2), capabilities(7), prctl(2), seccomp(2), keyctl(
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -13,7 +14,7 @@ import signal
 import socket
 import struct
 
-from nbcontainer._linux.syscalls import MACHINE, failure, prctl, syscall
+from nbcontainer._linux.syscalls import MACHINE, failure, prctl, setns, syscall
 
 __all__ = [
     "bring_loopback_up",
@@ -21,6 +22,7 @@ __all__ = [
     "clone_sibling",
     "die_with_parent",
     "drop_bounding_set",
+    "enter_user_namespace",
     "forbid_new_privileges",
     "hide_from_tracers",
     "load_filter",
@@ -96,6 +98,18 @@ def pidfd_open(pid: int) -> int:
 def die_with_parent() -> None:
     """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG)."""
     prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def enter_user_namespace(namespace: int, *, further: int = 0) -> None:
+    """Join a user namespace, by a descriptor of it or of a process, and be root there (setns(2)).
+
+    With a process (a pidfd, Linux 5.8) also its namespaces of the kinds `further`. Raises `OSError`.
+    """
+    setns(namespace, CLONE_NEWUSER | further)
+    with contextlib.suppress(PermissionError):  # one id: setgroups is denied, and there is no group to lose
+        os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
 
 
 def hide_from_tracers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux.terminals import is_master
@@ -21,7 +22,7 @@ from nbcontainer.runtime.protocol import (
 )
 
 if TYPE_CHECKING:
-    import socket
+    from collections.abc import Callable
 
     from nbcontainer.runtime.resources import Held
 
@@ -41,6 +42,18 @@ class Connection:
         self.pidfd = -1
         self.started = False
         self.terminal = -1
+
+    @classmethod
+    def opened(cls, ask: Callable[[int], object], resources: Held | None = None) -> Connection:
+        """A connection whose other end `ask` has sent along with a request; nothing stays open when that raises."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                ask(theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        return cls(ours, resources)
 
     def fileno(self) -> int:
         """For poll(2): readable when there is a message, or when the other side is gone."""

@@ -31,7 +31,7 @@ from nbcontainer.runtime.cgroups import PREFIX
 from nbcontainer.runtime.limits import OPTIONS, Setting, binary_size, controllers_asked, parse_cpu_list, settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from nbcontainer._linux.cgroups import CgroupFiles, Hierarchy
     from nbcontainer.model import ContainerId, Limits
@@ -312,32 +312,28 @@ def group_of(pid: int, known: tuple[Hierarchy, ...], files: CgroupFiles | None =
     return group
 
 
-def entrances_to(pid: int, known: tuple[Hierarchy, ...]) -> dict[str, int]:
-    """A descriptor for each cgroup of this package in which a process is, by folder: the way to join it there.
+def places_of(pid: int, known: tuple[Hierarchy, ...]) -> list[str]:
+    """The folders of this package's cgroups in which a process is, sorted; none for one that is over."""
+    return sorted({folder for folder in membership(pid, known).values() if ours(folder)})
+
+
+def entrances_to(places: Sequence[str]) -> list[int]:
+    """A descriptor for each of these cgroups: the way to join them.
 
     The caller's to close. Raises `UnsupportedHost` for one that we may not send processes to.
     """
-    fds: dict[str, int] = {}
+    fds: list[int] = []
     try:
-        for folder in membership(pid, known).values():
-            if ours(folder):
-                fds[folder] = os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        for folder in places:
+            fds.append(os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC))
     except OSError as problem:
-        for fd in fds.values():
+        for fd in fds:
             os.close(fd)
         raise UnsupportedHost(
             f"the container's cgroup {folder} cannot be joined ({problem.strerror}), and without it its limits would"
             " not hold; see `%container doctor`"
         ) from problem
     return fds
-
-
-def places_of(pid: int, known: tuple[Hierarchy, ...]) -> list[str]:
-    """The folders that `entrances_to` would open, sorted; none for a process that is over."""
-    try:
-        return sorted({folder for folder in membership(pid, known).values() if ours(folder)})
-    except OSError:
-        return []
 
 
 def ours(folder: str) -> str:

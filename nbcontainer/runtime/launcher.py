@@ -250,22 +250,18 @@ class Launcher:
         if len(fds) >= MOST_FDS:
             raise InvalidOption(f"{len(fds)} volumes or layers at once are more than the {MOST_FDS - 1} there can be")
         channel = self._ensure()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
+
+        def ask(control: int) -> None:
             try:
-                send(channel, message, (theirs.fileno(), *fds))
+                send(channel, message, (control, *fds))
             except (BrokenPipeError, ConnectionResetError):
                 with self._lock:
                     if channel is self._channel:
                         self._stop()
                         self._deaths += 1
-                send(self._ensure(), message, (theirs.fileno(), *fds))
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        return Connection(ours, resources)
+                send(self._ensure(), message, (control, *fds))
+
+        return Connection.opened(ask, resources)
 
     # --- starting ---------------------------------------------------------------------------------------------------
 

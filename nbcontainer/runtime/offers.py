@@ -15,6 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.connection import Connection
 from nbcontainer.runtime.protocol import Execute, Invitation, Offer, ProtocolError, receive, send
 
@@ -27,97 +28,65 @@ if TYPE_CHECKING:
 __all__ = ["Offers"]
 
 _MOST = 8
+_OF_OFFER, _OF_INVITATION = 4, 3
+"""How many descriptors come with each."""
 _STALE = 900.0
 """Seconds after which an offer is not used any more: an hour later others would sweep its folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Offered:
-    """One offer: the descriptors that came with it, ours to close."""
+    """What came with an offer or an invitation, ours to close: `pidfd` is of PID 1, or of the joiner."""
 
-    pid: int
-    claim: int
+    claim: Claim
     pidfd: int
-    to_init: int
-    to_command: int
+    sockets: tuple[int, ...]
     since: float
+    pid: int = 0
 
     def claimed(self) -> bool:
-        """Whether the room is ours now: it lives, it is fresh, and the launcher has not let it go."""
-        return _claimed(self.claim, self.pidfd, self.since)
+        """Whether it is ours, from now on: its process lives, it is fresh, nobody else has claimed it."""
+        end = select.poll()
+        end.register(self.pidfd, select.POLLIN)
+        fresh = time.clock_gettime(time.CLOCK_BOOTTIME) - self.since <= _STALE
+        return not end.poll(0) and fresh and self.claim.take()
 
     def start(self, request: Run, stdio: tuple[int, int, int], resources: Held) -> Connection:
         """Have the waiting process become the command; raise `OSError` when it is not there any more."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+        def ask(control: int) -> None:
+            to_init, to_command = self.sockets
+            with _socket(to_init) as init, _socket(to_command) as command:
+                socket.send_fds(init, [b"."], [control])  # before the command, which may end at once
+                send(command, Execute.of(request), (control, *stdio))
+
+        connection = Connection.opened(ask, resources)
         try:
-            with theirs, _socket(self.to_init) as init, _socket(self.to_command) as command:
-                socket.send_fds(init, [b"."], [theirs.fileno()])  # before the command, which may end at once
-                execute = Execute(request.argv, request.environment, request.script, request.rows, request.columns)
-                send(command, execute, (theirs.fileno(), *stdio))
-            connection = Connection(ours, resources)
             connection.pid, connection.pidfd = self.pid, os.dup(self.pidfd)
-        except BaseException:
-            ours.close()
+        except OSError:
+            connection.close()
             raise
         return connection
 
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """What is ours to close."""
-        return (self.claim, self.pidfd, self.to_init, self.to_command)
-
-    def close(self) -> None:
-        """Let go of the descriptors."""
-        for fd in self.descriptors:
-            os.close(fd)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Invited:
-    """One invitation: the descriptors that came with it, ours to close."""
-
-    claim: int
-    pidfd: int
-    to_joiner: int
-    since: float
-
-    def claimed(self) -> bool:
-        """Whether the joiner is ours now: it lives, and the porter has not dismissed it."""
-        return _claimed(self.claim, self.pidfd, self.since)
-
     def visit(self, request: Visit, stdio: Sequence[int]) -> Connection:
-        """Have it become the command; raise `OSError` when it is not there any more."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs, _socket(self.to_joiner) as joiner:
-                send(joiner, request, (theirs.fileno(), *stdio))
-        except BaseException:
-            ours.close()
-            raise
-        return Connection(ours)
+        """Have the joiner become the command; raise `OSError` when it is not there any more."""
+
+        def ask(control: int) -> None:
+            (to_joiner,) = self.sockets
+            with _socket(to_joiner) as joiner:
+                send(joiner, request, (control, *stdio))
+
+        return Connection.opened(ask)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What is ours to close."""
-        return (self.claim, self.pidfd, self.to_joiner)
+        return (self.claim.fd, self.pidfd, *self.sockets)
 
     def close(self) -> None:
         """Let go of the descriptors."""
         for fd in self.descriptors:
             os.close(fd)
-
-
-def _claimed(claim: int, pidfd: int, since: float) -> bool:
-    """Whether what was offered is ours, from now on: its process lives, it is fresh, nobody else has claimed it."""
-    end = select.poll()
-    end.register(pidfd, select.POLLIN)
-    if end.poll(0) or time.clock_gettime(time.CLOCK_BOOTTIME) - since > _STALE:
-        return False
-    try:
-        os.eventfd_read(claim)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _socket(fd: int) -> socket.socket:
@@ -131,7 +100,7 @@ class Offers:
         self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._offered: dict[str, _Offered] = {}
         self._visits: OrderedDict[str, tuple[Room, str]] = OrderedDict()
-        self._invited: dict[str, _Invited] = {}
+        self._invited: dict[str, _Offered] = {}
 
     def expect(self, rooms: Sequence[Room]) -> None:
         """Remember what was asked for: an offer names only the id of its room."""
@@ -166,7 +135,7 @@ class Offers:
         self._visits[key] = (request.room, request.places)
         self._visits.move_to_end(key)
         while len(self._visits) > _MOST:
-            self._uninvite(self._visits.popitem(last=False)[0])
+            _drop(self._invited, self._visits.popitem(last=False)[0])
         invited = self._invited.pop(key, None)
         if invited is None:
             return None
@@ -184,52 +153,44 @@ class Offers:
         with contextlib.suppress(OSError):
             while (received := _next(channel)) is not None:
                 message, fds = received
-                if isinstance(message, Offer) and message.id in self._rooms and len(fds) == 4:
-                    claim, pidfd, to_init, to_command = fds
-                    self._drop(message.id)
-                    self._offered[message.id] = _Offered(
-                        pid=message.pid,
-                        claim=claim,
-                        pidfd=pidfd,
-                        to_init=to_init,
-                        to_command=to_command,
-                        since=since,
-                    )
-                elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == 3:
-                    claim, pidfd, to_joiner = fds
-                    self._uninvite(message.id)
-                    self._invited[message.id] = _Invited(claim=claim, pidfd=pidfd, to_joiner=to_joiner, since=since)
+                if isinstance(message, Offer) and message.id in self._rooms and len(fds) == _OF_OFFER:
+                    _put(self._offered, message.id, fds, since, message.pid)
+                elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == _OF_INVITATION:
+                    _put(self._invited, message.id, fds, since)
                 else:
                     for fd in fds:
                         os.close(fd)
 
-    def _uninvite(self, container: str) -> None:
-        invited = self._invited.pop(container, None)
-        if invited is not None:
-            invited.close()
-
     def _forget(self, room: str) -> None:
         self._rooms.pop(room, None)
-        self._drop(room)
-
-    def _drop(self, room: str) -> None:
-        offered = self._offered.pop(room, None)
-        if offered is not None:
-            offered.close()
+        _drop(self._offered, room)
 
     @property
     def descriptors(self) -> frozenset[int]:
         """What waiting rooms keep open here, for whoever counts descriptors."""
-        waiting: list[_Offered | _Invited] = [*self._offered.values(), *self._invited.values()]
+        waiting = (*self._offered.values(), *self._invited.values())
         return frozenset(fd for each in waiting for fd in each.descriptors)
 
     def close(self) -> None:
         """Let go of everything; the launcher is gone."""
         for room in [*self._rooms]:
             self._forget(room)
-        for container in [*self._visits]:
-            self._uninvite(container)
+        for container in self._visits:
+            _drop(self._invited, container)
         self._visits.clear()
+
+
+def _put(among: dict[str, _Offered], key: str, fds: list[int], since: float, pid: int = 0) -> None:
+    """Keep what was offered under this key, instead of what was before."""
+    _drop(among, key)
+    claim, pidfd, *sockets = fds
+    among[key] = _Offered(claim=Claim(claim), pidfd=pidfd, sockets=tuple(sockets), since=since, pid=pid)
+
+
+def _drop(among: dict[str, _Offered], key: str) -> None:
+    offered = among.pop(key, None)
+    if offered is not None:
+        offered.close()
 
 
 def _next(channel: socket.socket) -> tuple[Message | None, list[int]] | None:

@@ -217,6 +217,11 @@ class Execute:
     rows: int = 0
     columns: int = 0
 
+    @staticmethod
+    def of(request: Run | Visit) -> Execute:
+        """What is left of a request when its room is there."""
+        return Execute(request.argv, request.environment, request.script, request.rows, request.columns)
+
 
 @value
 class Task:
@@ -378,16 +383,16 @@ def _fits(value: object, declared: str) -> bool:
 
 def send(channel: socket.socket, message: Message, fds: tuple[int, ...] = (), *, wait: bool = True) -> None:
     """Send one message and copies of `fds` in one datagram; without `wait` raise `BlockingIOError` when it is full."""
-    data = encode(message)
+    data, flags = encode(message), 0 if wait else socket.MSG_DONTWAIT
     if len(data) <= _INLINE:
-        _send(channel, data, fds, 0 if wait else socket.MSG_DONTWAIT)
+        _send(channel, data, fds, flags)
         return
     file = os.memfd_create("nbcontainer-message", os.MFD_CLOEXEC)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]
-        _send(channel, _IN_FILE, (file, *fds), 0 if wait else socket.MSG_DONTWAIT)
+        _send(channel, _IN_FILE, (file, *fds), flags)
     finally:
         os.close(file)
 

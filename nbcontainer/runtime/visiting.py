@@ -62,20 +62,19 @@ class Visitors:
         cannot be entered (any more).
         """
         pid, pidfd = process
-        if launcher is not None:
-            request = replaced(request, places="\0".join(places_of(pid, known)))
-            connection = launcher.invited(request, stdio)
-            if connection is not None:
-                return connection
-        entrances = entrances_to(pid, known)
-        request = replaced(request, places="\0".join(sorted(entrances)))
+        places = places_of(pid, known)
+        request = replaced(request, places="\0".join(places))
+        connection = launcher.invited(request, stdio) if launcher is not None else None
+        if connection is not None:
+            return connection
+        entrances = entrances_to(places)
         try:
-            fds = (*stdio, pidfd, *entrances.values())
+            fds = (*stdio, pidfd, *entrances)
             if launcher is not None:
                 return launcher.visit(request, fds)
             return self._helped(request, pid, pidfd, fds)
         finally:
-            for fd in entrances.values():
+            for fd in entrances:
                 os.close(fd)
 
     def _helped(self, request: Visit, pid: int, pidfd: int, fds: Sequence[int]) -> Connection:
@@ -143,14 +142,10 @@ class _Helper:
     def visit(self, request: Visit, fds: Sequence[int]) -> Connection:
         """Have a command join; see `Visitors.visit`."""
         self._used = time.monotonic()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
-                send(self._channel, request, (theirs.fileno(), *fds))
+            connection = Connection.opened(lambda control: send(self._channel, request, (control, *fds)))
         except OSError as problem:
-            ours.close()
             raise Conflict(f"the container cannot be entered ({problem.strerror}); try again") from problem
-        connection = Connection(ours)
         self._connections.add(connection)  # weakly: one that an interrupt took from its owner must close
         return connection
 

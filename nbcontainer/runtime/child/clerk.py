@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 
-from nbcontainer._linux import processes, syscalls
+from nbcontainer._linux import processes
 from nbcontainer.runtime.child import modules
 from nbcontainer.runtime.protocol import ProtocolError, Task, receive, send
 
@@ -120,12 +120,8 @@ def _serve(requests: socket.socket, removals: socket.socket, names: Iterable[str
 
 def _join(launcher: int, here: int, leaf: str) -> None:
     pidfd = processes.pidfd_open(launcher)
-    syscalls.setns(pidfd, processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
+    processes.enter_user_namespace(pidfd, further=processes.CLONE_NEWNS)
     os.close(pidfd)
-    with contextlib.suppress(PermissionError):  # one id: setgroups is denied, and there is no group to lose
-        os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
     os.fchdir(here)
     os.close(here)
     if leaf:

@@ -19,6 +19,7 @@ import time
 from nbcontainer._linux import processes, syscalls
 from nbcontainer._linux.values import value
 from nbcontainer.runtime.child import gate, limits, setup, stage
+from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.protocol import (
     Execute,
     Exited,
@@ -35,12 +36,12 @@ from nbcontainer.runtime.protocol import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
     from nbcontainer.runtime.protocol import Room, Run
 
-__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report", "tell"]
+__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report", "reporting", "tell"]
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
@@ -70,7 +71,7 @@ class Prepared:
         self._to_command = to_command
         self.room: Room | None = None
         self.furnished_at = 0.0
-        self._claim = -1
+        self._claim: Claim | None = None
 
     def furnish(self, room: Room, fds: list[int], *, ahead: bool = False) -> None:
         """Have the room built; whether that went well is told to whoever asks for the command."""
@@ -81,27 +82,19 @@ class Prepared:
     def offer(self, channel: socket.socket) -> None:
         """Offer the furnished room to the engine, if its socket takes it (see `Offer`)."""
         assert self.room is not None
-        self._claim = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        fds = (self._claim, self.pidfd, self._to_init.fileno(), self._to_command.fileno())
+        self._claim = Claim()
+        fds = (self._claim.fd, self.pidfd, self._to_init.fileno(), self._to_command.fileno())
         with contextlib.suppress(OSError):  # it has not looked for long; then the room is ours alone
             send(channel, Offer(self.room.id, self.pid), fds, wait=False)
 
     def claim(self) -> bool:
         """Whether the room is ours, from now on for good: false once the engine has taken it."""
-        if self._claim >= 0:
-            try:
-                os.eventfd_read(self._claim)
-            except BlockingIOError:
-                return False
-            os.close(self._claim)
-            self._claim = -1
-        return True
+        return self._claim is None or self._claim.take()
 
     def start(self, request: Run, fds: list[int]) -> None:
         """Hand the request over: the control socket to PID 1, everything to the command's process."""
         socket.send_fds(self._to_init, [b"."], fds[:1])
-        command = Execute(request.argv, request.environment, request.script, request.rows, request.columns)
-        send(self._to_command, command, tuple(fds))
+        send(self._to_command, Execute.of(request), tuple(fds))
 
     def is_alive(self) -> bool:
         """Whether PID 1 has not ended."""
@@ -111,10 +104,9 @@ class Prepared:
 
     def close(self) -> None:
         """Let go; PID 1 of one that was never started ends."""
-        for fd in (self.pidfd, self._claim):
-            if fd >= 0:
-                os.close(fd)
-        self.pidfd = self._claim = -1
+        os.close(self.pidfd)
+        if self._claim is not None:
+            self._claim.close()
         self._to_init.close()
         self._to_command.close()
 
@@ -305,16 +297,12 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     commands.close()
     control = socket.socket(fileno=fds[0])
     started = encode(Started())
-    try:
+    with reporting(control):
         if problem or built is None:
             raise setup.SetupError(problem or "the request has no room", code)
         if waiting is not None:
             gate.wait(waiting)
         setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
-    except setup.SetupError as trouble:
-        report(control, str(trouble), trouble.exit_code)
-    except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-        report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
     os._exit(125)
 
 
@@ -348,6 +336,17 @@ def tell(control: socket.socket, message: bytes, master: int) -> None:
         control.sendall(message)
     else:
         socket.send_fds(control, [message], [master])
+
+
+@contextlib.contextmanager
+def reporting(control: socket.socket) -> Iterator[None]:
+    """Tell the engine what keeps a command from being started, whatever it is: this is the boundary of a process."""
+    try:
+        yield
+    except setup.SetupError as trouble:
+        report(control, str(trouble), trouble.exit_code)
+    except Exception as trouble:  # noqa: BLE001 - see above
+        report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
 
 
 def report(control: socket.socket, message: str, exit_code: int) -> None:

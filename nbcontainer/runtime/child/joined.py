@@ -8,7 +8,6 @@ container's, it is container root there and nobody elsewhere, and everything it 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -18,7 +17,7 @@ if __name__ == "__main__":
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(here))))
 
-from nbcontainer._linux import processes, syscalls
+from nbcontainer._linux import processes
 from nbcontainer.runtime.child import stage, tasks
 from nbcontainer.runtime.child.modules import load
 from nbcontainer.runtime.protocol import Failed, ProtocolError, Ready, Task, receive, send
@@ -31,11 +30,7 @@ def main(channel: socket.socket, pidfd: int, modules: list[str]) -> NoReturn:
     load(modules)
     processes.hide_from_tracers()
     try:
-        syscalls.setns(pidfd, processes.CLONE_NEWUSER | processes.CLONE_NEWNS)
-        with contextlib.suppress(PermissionError):  # one id: setgroups is denied, and there is no group to lose
-            os.setgroups([])
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        processes.enter_user_namespace(pidfd, further=processes.CLONE_NEWNS)
         os.chdir("/")
         if not stage.is_a_container_root():
             raise OSError("it is just starting")

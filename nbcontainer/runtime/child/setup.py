@@ -152,19 +152,15 @@ def _make_upper(top: str, upper: str, work: str, *, fresh: bool) -> None:
     os.chmod(upper, stat.S_IMODE(os.stat(top).st_mode))
 
 
-def _is_link(name: str, directory: int) -> bool:
-    return stat.S_ISLNK(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
-
-
 def _remove_tree(path: str) -> None:
     """Remove a folder of the store, as far as that is possible; no link in it is followed (os.fwalk)."""
     for _, folders, files, fd in os.fwalk(path, topdown=False):
-        for name in files:
+        for name in (*files, *folders):  # a link to a folder is among the folders
             with contextlib.suppress(OSError):
-                os.unlink(name, dir_fd=fd)
-        for name in folders:
-            with contextlib.suppress(OSError):  # a link to a folder is among the folders
-                os.unlink(name, dir_fd=fd) if _is_link(name, fd) else os.rmdir(name, dir_fd=fd)
+                try:
+                    os.unlink(name, dir_fd=fd)
+                except IsADirectoryError:
+                    os.rmdir(name, dir_fd=fd)
     with contextlib.suppress(OSError):
         os.rmdir(path)
 

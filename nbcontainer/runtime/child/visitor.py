@@ -121,11 +121,7 @@ def _enter_above(pidfd: int) -> bool:
 
 
 def _enter(target: int) -> None:
-    syscalls.setns(target, processes.CLONE_NEWUSER)
-    with contextlib.suppress(PermissionError):  # one id: setgroups is denied, and there is no group to lose
-        os.setgroups([])
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
+    processes.enter_user_namespace(target)
     syscalls.unshare(processes.CLONE_NEWNS)
     mounts.mount("", "/", "", mounts.MS_REC | mounts.MS_PRIVATE)
     os.chdir("/")

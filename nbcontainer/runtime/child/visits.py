@@ -24,10 +24,11 @@ import select
 import signal
 import socket
 
-from nbcontainer._linux import processes, syscalls
+from nbcontainer._linux import identity, processes, syscalls
 from nbcontainer._linux.trees import end_tree
 from nbcontainer._linux.values import replaced, value
 from nbcontainer.runtime.child import init, setup, stage
+from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.protocol import (
     Accepted,
     Execute,
@@ -54,7 +55,7 @@ __all__ = ["Porters", "Settings"]
 
 _NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
 _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
-_JOINER, _ENTERED, _READY = b"joiner ", b"entered", b"ready "
+_JOINER, _ENTERED = b"joiner ", b"entered"
 _FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
 _ENDED = "the container has just ended"
 _CALM = 25
@@ -164,24 +165,17 @@ class _Waiting:
         self.pid = pid
         self.joined = joined
         self.taken = False
-        self._claimed = False
         self._channel = channel
-        self._claim = os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._claim = Claim()
 
     def invite(self, engine: socket.socket, pidfd: int) -> None:
         """Let the engine know, if its socket takes it."""
         with contextlib.suppress(OSError):
-            send(engine, Invitation(self.room.id), (self._claim, pidfd, self._channel.fileno()), wait=False)
+            send(engine, Invitation(self.room.id), (self._claim.fd, pidfd, self._channel.fileno()), wait=False)
 
     def claim(self) -> bool:
         """Whether it is ours now; false when the engine has claimed it, and somebody is about to come."""
-        if not self._claimed:
-            try:
-                os.eventfd_read(self._claim)
-            except BlockingIOError:
-                return False
-            self._claimed = True
-        return True
+        return self._claim.take()
 
     def take(self, request: Visit, fds: list[int]) -> bool:
         """Hand it a visit that came to us; false when that is another one, or it has gone."""
@@ -202,7 +196,7 @@ class _Waiting:
     def close(self) -> None:
         """Let go of it; its `joined` socket may be a guest's by now."""
         self._channel.close()
-        os.close(self._claim)
+        self._claim.close()
 
 
 class _Porter:
@@ -219,7 +213,6 @@ class _Porter:
         self._door: socket.socket | None = None
         self._door_pid = 0
         self._open = True
-        self._last: Room | None = None
         self._container = -1
         self._poll = select.poll()
         self._poll.register(requests, select.POLLIN)
@@ -300,7 +293,6 @@ class _Porter:
             return
         finally:
             theirs.close()
-        self._last = None if request.room.script else request.room
         self._guests.append(_Guest(request, control, joined))
         self._poll.register(control, select.POLLIN)
         self._poll.register(joined, select.POLLIN)
@@ -323,24 +315,28 @@ class _Porter:
         """The door has made a joiner ahead, or is gone."""
         assert self._door is not None
         try:
-            said, fds, _, _ = socket.recv_fds(self._door, 64, 3)
-        except OSError:
-            said, fds = b"", []
-        if not said.startswith(_READY) or len(fds) != 3 or self._last is None:
+            received = receive(self._door)
+        except (OSError, ProtocolError):
+            received = None
+        message, fds = received or (None, [])
+        if not isinstance(message, Furnish) or len(fds) != 3:
             self._poll.unregister(self._door)
             for fd in fds:
                 os.close(fd)
             return
-        channel, joined, pidfd = fds
         self._dismiss()
-        waiting = _Waiting(
-            self._last, int(said.removeprefix(_READY)), socket.socket(fileno=channel), socket.socket(fileno=joined)
-        )
-        self._waiting.append(waiting)
-        self._poll.register(waiting.joined, select.POLLIN)
-        if self._engine is not None and self._open:
-            waiting.invite(self._engine, pidfd)
-        os.close(pidfd)
+        channel, joined = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
+        try:
+            waiting = _Waiting(message.room, identity.pid_of(fds[2]), channel, joined)
+        except ProcessLookupError:  # it is over already
+            channel.close()
+            joined.close()
+        else:
+            self._waiting.append(waiting)
+            self._poll.register(joined, select.POLLIN)
+            if self._engine is not None and self._open:
+                waiting.invite(self._engine, fds[2])
+        os.close(fds[2])
 
     def _dismiss(self) -> None:
         """End the joiner that waits, unless somebody is coming to it right now."""
@@ -578,8 +574,7 @@ class _Door:
                 theirs_joined.close()
                 self._wait(room, theirs, joined)
             try:
-                ends = [ours.fileno(), theirs_joined.fileno(), pidfd]
-                socket.send_fds(requests, [b"%s%d" % (_READY, pid)], ends)
+                send(requests, Furnish(room, ahead=True), (ours.fileno(), theirs_joined.fileno(), pidfd))
             finally:
                 os.close(pidfd)
 
@@ -588,16 +583,13 @@ class _Door:
     def _join(self, request: Visit, control: socket.socket, joined: socket.socket, fds: list[int]) -> NoReturn:
         """Drop everything, become the command. Ends the process in any case; what went wrong has been told."""
         try:
-            if self._problem:
-                raise setup.SetupError(self._problem)
-            if request.room.script:
-                _show_folder(os.path.dirname(request.script_path), joined)
-            built = self._settled(request.room, request.script_path)
-            _become(built, request, control, joined, fds)
-        except setup.SetupError as trouble:
-            init.report(control, str(trouble), trouble.exit_code)
-        except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-            init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
+            with init.reporting(control):
+                if self._problem:
+                    raise setup.SetupError(self._problem)
+                if request.room.script:
+                    _show_folder(os.path.dirname(request.script_path), joined)
+                built = self._settled(request.room, request.script_path)
+                _become(built, request, control, joined, fds)
         finally:
             os._exit(125)
 
@@ -616,12 +608,8 @@ class _Door:
                 os._exit(0)
             control = socket.socket(fileno=fds[0])
             send(joined, replaced(request, argv=[], environment=[]), (fds[0],))
-            try:
+            with init.reporting(control):
                 _become(built, request, control, joined, [-1, *fds])
-            except setup.SetupError as trouble:
-                init.report(control, str(trouble), trouble.exit_code)
-            except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-                init.report(control, f"the command could not be started: {type(trouble).__name__}: {trouble}", 125)
         finally:
             os._exit(125)
 
@@ -677,8 +665,7 @@ def _become(built: setup.Built, request: Visit, control: socket.socket, joined: 
         _arrive(joined, detached=request.detached)
         init.tell(control, started, master)
 
-    command = Execute(request.argv, request.environment, request.script, request.rows, request.columns)
-    setup.execute(built, command, (fds[2], fds[3], fds[4]), announce)
+    setup.execute(built, Execute.of(request), (fds[2], fds[3], fds[4]), announce)
 
 
 def _show_folder(path: str, joined: socket.socket) -> None:
