@@ -294,8 +294,8 @@ class _Wirer:
         for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
                 processes.write_text(f"/proc/sys/net/{path}", "1")
+        processes.bring_loopback_up()
         self._links = Links()
-        self._links.loopback_up()
         self._office = Office()
         self._made = list(self._office.sockets)
 
