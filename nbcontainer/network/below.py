@@ -126,13 +126,13 @@ class BelowWiring:
         """See `Wiring.connect`. A way out that has died meanwhile is made anew."""
         if not self._pasta_lives():
             self._start_pasta()
-        place = _plain(endpoint)
+        place = asdict(endpoint)
         result, _ = self._call("connect", (namespace,), name=name, bridge=bridge, endpoint=place, mtu=mtu, first=first)
-        return Endpoint(**{**_fields(result), "ports": endpoint.ports})
+        return Endpoint.from_fields(result)
 
     def lead_out(self, namespace: int, endpoint: Endpoint) -> None:
         """See `Wiring.lead_out`."""
-        self._call("lead_out", (namespace,), endpoint=_plain(endpoint))
+        self._call("lead_out", (namespace,), endpoint=asdict(endpoint))
 
     def disconnect(self, name: str) -> None:
         """See `Wiring.disconnect`."""
@@ -232,14 +232,6 @@ def _started(words: Sequence[str]) -> int:
         os._exit(127)
 
 
-def _plain(endpoint: Endpoint) -> dict[str, Any]:
-    return {name: value for name, value in asdict(endpoint).items() if name != "ports"}
-
-
-def _fields(plain: dict[str, Any]) -> dict[str, Any]:
-    return {**plain, "names": tuple(plain["names"])}
-
-
 class _Wirer:
     """The process below: in the containers' user namespace, with the bridges in its own network namespace."""
 
@@ -322,12 +314,12 @@ class _Wirer:
     def _do_connect(
         self, name: str, bridge: str, endpoint: dict[str, Any], namespace: int, *, mtu: int, first: bool
     ) -> dict[str, Any]:
-        place = Endpoint(**_fields(endpoint))
-        return _plain(connect_container(self._links, name, bridge, namespace, place, mtu=mtu, first=first))
+        place = Endpoint.from_fields(endpoint)
+        return asdict(connect_container(self._links, name, bridge, namespace, place, mtu=mtu, first=first))
 
     @staticmethod
     def _do_lead_out(endpoint: dict[str, Any], namespace: int) -> None:
-        lead_out(namespace, Endpoint(**_fields(endpoint)))
+        lead_out(namespace, Endpoint.from_fields(endpoint))
 
     def _do_disconnect(self, name: str) -> None:
         self._links.remove(name)
