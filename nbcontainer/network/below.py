@@ -27,9 +27,9 @@ from nbcontainer.errors import NbcontainerError, UnsupportedHost
 from nbcontainer.model.network import Endpoint
 from nbcontainer.network import rules
 from nbcontainer.network.links import Links
-from nbcontainer.network.plan import Subnets, desk_name, interface_prefix, table_name
+from nbcontainer.network.plan import Subnets, interface_prefix, table_name
 from nbcontainer.network.programs import NO_NFT, NO_TUN, NO_UPLINK, found, may_open_tun
-from nbcontainer.network.wiring import Office, connect_container, lead_out, run_nft
+from nbcontainer.network.wiring import Office, close_bridge, connect_container, lead_out, open_bridge, run_nft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -165,10 +165,10 @@ class BelowWiring:
     def close(self) -> None:
         """See `Wiring.close`."""
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        self._end_pasta()
+        _end(self._pid)
+        if self._pasta:
+            _end(self._pasta)  # all that it has is in its memory
+            self._pasta = 0
         self._changes.close()
         self._machine.close()
 
@@ -200,12 +200,12 @@ class BelowWiring:
             self._pasta = 0
         return bool(self._pasta)
 
-    def _end_pasta(self) -> None:
-        if self._pasta:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._pasta, signal.SIGKILL)  # all that it has is in its memory
-                os.waitpid(self._pasta, 0)
-            self._pasta = 0
+
+def _end(pid: int) -> None:
+    """End a child and collect it; nothing happens for one that is collected already."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _address_changes() -> socket.socket:
@@ -304,12 +304,10 @@ class _Wirer:
             subnet6=IPv6Network(subnets["subnet6"]) if six else None,
             gateway6=IPv6Address(subnets["gateway6"]) if six else None,
         )
-        self._links.make_bridge(name, made, mtu)
-        self._office.open(self._links, desk_name(name), name, str(made.subnet), mtu)
+        open_bridge(self._links, self._office, name, made, mtu)
 
     def _do_close_bridge(self, name: str) -> None:
-        self._links.remove(desk_name(name))
-        self._links.remove(name)
+        close_bridge(self._links, name)
 
     def _do_connect(
         self, name: str, bridge: str, endpoint: dict[str, Any], namespace: int, *, mtu: int, first: bool
