@@ -227,6 +227,7 @@ def _started(words: Sequence[str]) -> int:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for standard in (0, 1):
             os.dup2(null, standard)
+        syscalls.close_range(3)  # what came by a socket is inherited (recv_fds heeds no flags)
         os.execv(words[0], list(words))  # noqa: S606 - a program of our choice, by path
     finally:
         os._exit(127)
