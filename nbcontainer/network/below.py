@@ -227,7 +227,7 @@ def _started(words: Sequence[str]) -> int:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for standard in (0, 1):
             os.dup2(null, standard)
-        syscalls.close_range(3)  # what came by a socket is inherited (recv_fds heeds no flags)
+        syscalls.close_all_but()  # what came by a socket is inherited (recv_fds heeds no flags)
         os.execv(words[0], list(words))  # noqa: S606 - a program of our choice, by path
     finally:
         os._exit(127)
@@ -245,11 +245,7 @@ class _Wirer:
     def serve(self) -> NoReturn:
         """Obey until the keeper is gone."""
         processes.die_with_parent()
-        kept = {self._channel.fileno(), self._user_namespace}
-        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
-            if fd > 2 and fd not in kept:
-                with contextlib.suppress(OSError):  # the listing's own
-                    os.close(fd)
+        syscalls.close_all_but(self._channel.fileno(), self._user_namespace)
         with contextlib.suppress(OSError):
             while True:
                 data, fds, _, _ = socket.recv_fds(self._channel, _LARGEST, _MOST_FDS)
