@@ -92,8 +92,7 @@ class BelowWiring:
             raise UnsupportedHost("the network of your containers is gone: the process that kept it was killed")
         error, result = json.loads(data)
         if error:
-            kind = getattr(errors, error, UnsupportedHost)
-            raise kind(result)
+            raise errors.class_named(error, UnsupportedHost)(result)
         return result, sockets
 
     @property
