@@ -69,6 +69,7 @@ __all__ = [
     "UnsafeLayer",
     "UnsupportedHost",
     "VolumeNotFound",
+    "class_named",
     "printable",
 ]
 
@@ -113,6 +114,12 @@ class NbcontainerError(Exception):
     def _render_traceback_(self) -> list[str]:
         """Show one line in IPython instead of a traceback (IPython calls this when it exists)."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def class_named(name: str, otherwise: type[NbcontainerError] = NbcontainerError) -> type[NbcontainerError]:
+    """The class of that name in this tree, as another process has told it; `otherwise` for anything else."""
+    kind = globals().get(name)
+    return kind if isinstance(kind, type) and issubclass(kind, NbcontainerError) else otherwise
 
 
 class InvalidInput(NbcontainerError, ValueError):

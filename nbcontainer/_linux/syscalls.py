@@ -14,6 +14,7 @@ __all__ = [
     "RESOLVE_IN_ROOT",
     "RESOLVE_NO_MAGICLINKS",
     "RESOLVE_NO_SYMLINKS",
+    "close_all_but",
     "close_range",
     "file_system_type",
     "openat2",
@@ -110,6 +111,16 @@ def set_child_subreaper() -> None:
 def close_range(first: int, last: int = 0xFFFFFFFF) -> None:
     """Close every descriptor from `first` to `last` (close_range(2), Linux 5.9)."""
     syscall("close_range", SYS_close_range, first, last, 0)
+
+
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor but the standard ones and `kept`."""
+    previous = 2
+    for fd in sorted(kept):
+        if fd > previous + 1:
+            close_range(previous + 1, fd - 1)
+        previous = fd
+    close_range(previous + 1)
 
 
 def sethostname(name: str) -> None:

@@ -27,7 +27,7 @@ from nbcontainer.engine.views import ContainerSummary
 from nbcontainer.engine.volume_use import mounted
 from nbcontainer.errors import Conflict, ContainerNotFound, InvalidOption, InvalidReference, StorageError
 from nbcontainer.model import ContainerId
-from nbcontainer.model.network import Endpoint, PortMapping
+from nbcontainer.model.network import Endpoint
 from nbcontainer.store import FileLock
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ class Stored:
         found = []
         for fields in listed if isinstance(listed, list) else []:
             with contextlib.suppress(TypeError, ValueError, AttributeError):
-                ports = tuple(PortMapping(**each) for each in fields.get("ports", ()))
-                found.append(Endpoint(**{**fields, "names": tuple(fields.get("names", ())), "ports": ports}))
+                found.append(Endpoint.from_fields(fields))
         return tuple(found)
 
     def summary(self) -> ContainerSummary:

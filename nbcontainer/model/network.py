@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nbcontainer.errors import InvalidOption
 
@@ -148,3 +148,9 @@ class Endpoint:
     gateway6: str = ""
     names: tuple[str, ...] = ()
     ports: tuple[PortMapping, ...] = field(default=())
+
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Endpoint:
+        """What `dataclasses.asdict` made of one, after it was JSON."""
+        ports = tuple(PortMapping(**each) for each in fields.get("ports", ()))
+        return cls(**{**fields, "names": tuple(fields.get("names", ())), "ports": ports})

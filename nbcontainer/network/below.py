@@ -27,9 +27,9 @@ from nbcontainer.errors import NbcontainerError, UnsupportedHost
 from nbcontainer.model.network import Endpoint
 from nbcontainer.network import rules
 from nbcontainer.network.links import Links
-from nbcontainer.network.plan import Subnets, desk_name, interface_prefix, table_name
+from nbcontainer.network.plan import Subnets, interface_prefix, table_name
 from nbcontainer.network.programs import NO_NFT, NO_TUN, NO_UPLINK, found, may_open_tun
-from nbcontainer.network.wiring import Office, connect_container, lead_out, run_nft
+from nbcontainer.network.wiring import Office, close_bridge, connect_container, lead_out, open_bridge, run_nft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,8 +92,7 @@ class BelowWiring:
             raise UnsupportedHost("the network of your containers is gone: the process that kept it was killed")
         error, result = json.loads(data)
         if error:
-            kind = getattr(errors, error, UnsupportedHost)
-            raise kind(result)
+            raise errors.class_named(error, UnsupportedHost)(result)
         return result, sockets
 
     @property
@@ -126,13 +125,13 @@ class BelowWiring:
         """See `Wiring.connect`. A way out that has died meanwhile is made anew."""
         if not self._pasta_lives():
             self._start_pasta()
-        place = _plain(endpoint)
+        place = asdict(endpoint)
         result, _ = self._call("connect", (namespace,), name=name, bridge=bridge, endpoint=place, mtu=mtu, first=first)
-        return Endpoint(**{**_fields(result), "ports": endpoint.ports})
+        return Endpoint.from_fields(result)
 
     def lead_out(self, namespace: int, endpoint: Endpoint) -> None:
         """See `Wiring.lead_out`."""
-        self._call("lead_out", (namespace,), endpoint=_plain(endpoint))
+        self._call("lead_out", (namespace,), endpoint=asdict(endpoint))
 
     def disconnect(self, name: str) -> None:
         """See `Wiring.disconnect`."""
@@ -165,10 +164,10 @@ class BelowWiring:
     def close(self) -> None:
         """See `Wiring.close`."""
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError, ChildProcessError):
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-        self._end_pasta()
+        _end(self._pid)
+        if self._pasta:
+            _end(self._pasta)  # all that it has is in its memory
+            self._pasta = 0
         self._changes.close()
         self._machine.close()
 
@@ -200,12 +199,12 @@ class BelowWiring:
             self._pasta = 0
         return bool(self._pasta)
 
-    def _end_pasta(self) -> None:
-        if self._pasta:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self._pasta, signal.SIGKILL)  # all that it has is in its memory
-                os.waitpid(self._pasta, 0)
-            self._pasta = 0
+
+def _end(pid: int) -> None:
+    """End a child and collect it; nothing happens for one that is collected already."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def _address_changes() -> socket.socket:
@@ -227,17 +226,10 @@ def _started(words: Sequence[str]) -> int:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for standard in (0, 1):
             os.dup2(null, standard)
+        syscalls.close_all_but()  # what came by a socket is inherited (recv_fds heeds no flags)
         os.execv(words[0], list(words))  # noqa: S606 - a program of our choice, by path
     finally:
         os._exit(127)
-
-
-def _plain(endpoint: Endpoint) -> dict[str, Any]:
-    return {name: value for name, value in asdict(endpoint).items() if name != "ports"}
-
-
-def _fields(plain: dict[str, Any]) -> dict[str, Any]:
-    return {**plain, "names": tuple(plain["names"])}
 
 
 class _Wirer:
@@ -252,11 +244,7 @@ class _Wirer:
     def serve(self) -> NoReturn:
         """Obey until the keeper is gone."""
         processes.die_with_parent()
-        kept = {self._channel.fileno(), self._user_namespace}
-        for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
-            if fd > 2 and fd not in kept:
-                with contextlib.suppress(OSError):  # the listing's own
-                    os.close(fd)
+        syscalls.close_all_but(self._channel.fileno(), self._user_namespace)
         with contextlib.suppress(OSError):
             while True:
                 data, fds, _, _ = socket.recv_fds(self._channel, _LARGEST, _MOST_FDS)
@@ -294,8 +282,8 @@ class _Wirer:
         for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
                 processes.write_text(f"/proc/sys/net/{path}", "1")
+        processes.bring_loopback_up()
         self._links = Links()
-        self._links.loopback_up()
         self._office = Office()
         self._made = list(self._office.sockets)
 
@@ -312,22 +300,20 @@ class _Wirer:
             subnet6=IPv6Network(subnets["subnet6"]) if six else None,
             gateway6=IPv6Address(subnets["gateway6"]) if six else None,
         )
-        self._links.make_bridge(name, made, mtu)
-        self._office.open(self._links, desk_name(name), name, str(made.subnet), mtu)
+        open_bridge(self._links, self._office, name, made, mtu)
 
     def _do_close_bridge(self, name: str) -> None:
-        self._links.remove(desk_name(name))
-        self._links.remove(name)
+        close_bridge(self._links, name)
 
     def _do_connect(
         self, name: str, bridge: str, endpoint: dict[str, Any], namespace: int, *, mtu: int, first: bool
     ) -> dict[str, Any]:
-        place = Endpoint(**_fields(endpoint))
-        return _plain(connect_container(self._links, name, bridge, namespace, place, mtu=mtu, first=first))
+        place = Endpoint.from_fields(endpoint)
+        return asdict(connect_container(self._links, name, bridge, namespace, place, mtu=mtu, first=first))
 
     @staticmethod
     def _do_lead_out(endpoint: dict[str, Any], namespace: int) -> None:
-        lead_out(namespace, Endpoint(**_fields(endpoint)))
+        lead_out(namespace, Endpoint.from_fields(endpoint))
 
     def _do_disconnect(self, name: str) -> None:
         self._links.remove(name)

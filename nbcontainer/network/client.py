@@ -17,7 +17,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from nbcontainer import errors
-from nbcontainer.errors import NbcontainerError, UnsupportedHost
+from nbcontainer.errors import UnsupportedHost
 from nbcontainer.network import messages
 from nbcontainer.network.places import FOLDER, SOCKET, START, Options, at
 from nbcontainer.network.plan import store_key
@@ -58,7 +58,7 @@ class KeeperClient:
     def ask(self, message: messages.Message, fds: Sequence[int] = ()) -> messages.Message:
         """Ask and wait for the answer; raise what it refuses with. Starts a keeper where there is none."""
         with self._lock:
-            for attempt in (0, 1):
+            for _ in range(2):
                 channel = self._connected()
                 try:
                     messages.send(channel, message, tuple(fds))
@@ -80,17 +80,13 @@ class KeeperClient:
                 if received is not None:
                     return self._accepted(*received)
                 self._hang_up()  # it was killed
-                del attempt
             raise UnsupportedHost("the network keeper ends as soon as it is asked; see `%container doctor`")
 
     def _accepted(self, answer: messages.Message, fds: list[int]) -> messages.Message:
         for fd in fds:
             os.close(fd)
         if isinstance(answer, messages.Refused):
-            kind = getattr(errors, answer.error, NbcontainerError)
-            if not (isinstance(kind, type) and issubclass(kind, NbcontainerError)):
-                kind = NbcontainerError
-            raise kind(answer.message)
+            raise errors.class_named(answer.error)(answer.message)
         return answer
 
     def ask_if_there(self, message: messages.Message) -> messages.Message | None:
@@ -200,8 +196,7 @@ class KeeperClient:
         except ValueError as problem:
             raise UnsupportedHost("the network keeper died while it started; see `%container doctor`") from problem
         if words:
-            kind = getattr(errors, str(words.get("error")), UnsupportedHost)
-            raise kind(str(words.get("message")))
+            raise errors.class_named(str(words.get("error")), UnsupportedHost)(str(words.get("message")))
 
 
 def _connect(folder: int) -> socket.socket | None:

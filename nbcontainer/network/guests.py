@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import select
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from nbcontainer._linux import identity
 from nbcontainer.network import dns, rules
 from nbcontainer.network.plan import Addresses
 
@@ -139,11 +139,7 @@ class Guest:
 
     def is_over(self) -> bool:
         """Whether the container has ended."""
-        if self.pidfd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return self.pidfd >= 0 and identity.has_ended(self.pidfd)
 
     def close(self) -> None:
         """Let go of what the kernel keeps for it; safe twice."""

@@ -73,7 +73,6 @@ class Keeper:
         self._resolver = Resolver(loop, *wiring.name_server(), self._askers.get)
         self._clients: set[int] = set()
         self._serial = os.getpid() * 997
-        self._filtered: tuple[object, ...] = ()
         self._leaving: Timer | None = None
         self.may_leave: Callable[[], bool] = lambda: True
         if wiring.changes is not None:
@@ -209,7 +208,7 @@ class Keeper:
             self._filter()
 
     def _filter(self) -> None:
-        """Have the packet filter say what is so now, where that has changed."""
+        """Have the packet filter say what is so now."""
         bridges = [room.as_filtered() for room in self._rooms.values()]
         published = [
             each for room in self._rooms.values() for place in room.places.values() for each in place.publications
@@ -397,9 +396,8 @@ class Keeper:
         room.places.pop(guest.container, None)
         room.addresses.give_back(guest.container)
         self._askers.pop(place.endpoint.address, None)
-        if (
-            place.link and not over and not guest.is_over()
-        ):  # else it goes with the namespace, for which nobody has to wait
+        # a container that has ended takes the link along with its namespace: nobody has to wait for that
+        if place.link and not over and not guest.is_over():
             self._wiring.disconnect(place.link)
             for other in list(guest.places.values())[:1]:
                 with contextlib.suppress(NbcontainerError):

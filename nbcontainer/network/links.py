@@ -237,11 +237,6 @@ class Links:
             self._route.link("set", index=index, state="up")
             self._route.route("add", dst=subnet, oif=index, scope=_ON_LINK, prefsrc=SERVER_ADDRESS)
 
-    def loopback_up(self) -> None:
-        """Set ``lo`` up."""
-        with _ours("setting lo up"):
-            self._route.link("set", index=1, state="up")
-
     def remove(self, name: str) -> None:
         """Take a link away; nothing happens for one that is not there."""
         with contextlib.suppress(NetlinkError, UnsupportedHost):

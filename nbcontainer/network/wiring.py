@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from nbcontainer.model.network import Endpoint
     from nbcontainer.network.plan import Subnets
 
-__all__ = ["MachineWiring", "Office", "Wiring", "connect_container", "lead_out", "run_nft"]
+__all__ = [
+    "MachineWiring",
+    "Office",
+    "Wiring",
+    "close_bridge",
+    "connect_container",
+    "lead_out",
+    "open_bridge",
+    "run_nft",
+]
 
 _FORWARDED = "/run/nbcontainer-forwarding.json"
 """What of the machine's forwarding we have turned on, for whichever keeper is the last to turn it off."""
@@ -152,6 +161,18 @@ def _server_sockets() -> tuple[socket.socket, socket.socket]:
     return made[0], made[1]
 
 
+def open_bridge(links: Links, office: Office, name: str, subnets: Subnets, mtu: int) -> None:
+    """The work of `Wiring.open_bridge`, from the namespace of the bridge: the name server is on it, too."""
+    links.make_bridge(name, subnets, mtu)
+    office.open(links, desk_name(name), name, str(subnets.subnet), mtu)
+
+
+def close_bridge(links: Links, name: str) -> None:
+    """The work of `Wiring.close_bridge`."""
+    links.remove(desk_name(name))
+    links.remove(name)
+
+
 def connect_container(
     links: Links, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool
 ) -> Endpoint:
@@ -222,15 +243,13 @@ class MachineWiring:
 
     def open_bridge(self, name: str, subnets: Subnets, mtu: int) -> None:
         """See `Wiring.open_bridge`."""
-        self._links.make_bridge(name, subnets, mtu)
-        self._office.open(self._links, desk_name(name), name, str(subnets.subnet), mtu)
+        open_bridge(self._links, self._office, name, subnets, mtu)
         with _forwarded() as turned:
             _turn_on(self._links, name, turned)
 
     def close_bridge(self, name: str) -> None:
         """See `Wiring.close_bridge`."""
-        self._links.remove(desk_name(name))
-        self._links.remove(name)
+        close_bridge(self._links, name)
 
     def connect(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, *, mtu: int, first: bool) -> Endpoint:
         """See `Wiring.connect`."""

@@ -457,9 +457,7 @@ def _write(path: str, text: str) -> None:
 
 def error_from(message: Failed) -> NbcontainerError:
     """The exception that a `Failed` message names, if it is one of ours."""
-    kind = getattr(errors, message.error, NbcontainerError)
-    if not (isinstance(kind, type) and issubclass(kind, NbcontainerError)):
-        kind = NbcontainerError
+    kind = errors.class_named(message.error)
     if kind is errors.ContainerStartError:
         return errors.ContainerStartError(message.message, exit_code=message.exit_code)
     try:

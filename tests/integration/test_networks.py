@@ -367,15 +367,16 @@ def test_killed_keeper_is_replaced(net: Tier) -> None:
 
 
 def test_killed_way_out_is_replaced(net: Tier, outside: str) -> None:
-    """A user's pasta that was killed is there again for the next container."""
+    """A user's pasta that was killed is there again for the next container; it has nothing of those that were there."""
     if net.privileged:
         pytest.skip("root's way out is the machine's own")
     with server(net):
-        below = {pid for keeper in _keepers(net) for pid in processes_below(keeper)}
-        (pasta,) = [pid for pid in below if b"--config-net" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        os.kill(pasta, signal.SIGKILL)
+        os.kill(_pasta(net), signal.SIGKILL)
         time.sleep(0.5)  # it has a network to take down
         assert attempts(net, f"{outside}:80", "web:80") == {f"{outside}:80": "hello you", "web:80": "hello you"}
+        held = [os.readlink(each) for each in Path(f"/proc/{_pasta(net)}/fd").iterdir()]
+        assert len([each for each in held if each.startswith("net:")]) == 1
+        assert "anon_inode:[pidfd]" not in held
 
 
 def _keepers(tier: Tier) -> list[int]:
@@ -385,6 +386,12 @@ def _keepers(tier: Tier) -> list[int]:
             line = Path(f"/proc/{name}/cmdline").read_bytes()
             if b"keeper.py" in line and tier.store.encode() in line:
                 found.append(int(name))
+    return found
+
+
+def _pasta(tier: Tier) -> int:
+    below = {pid for keeper in _keepers(tier) for pid in processes_below(keeper)}
+    (found,) = [pid for pid in below if b"--config-net" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return found
 
 

@@ -179,12 +179,7 @@ def keep_only(*kept: int) -> None:
     for standard in range(3):
         os.dup2(null, standard)
     os.close(null)
-    previous = 2
-    for fd in sorted(kept):
-        if fd > previous + 1:
-            syscalls.close_range(previous + 1, fd - 1)
-        previous = fd
-    syscalls.close_range(previous + 1)
+    syscalls.close_all_but(*kept)
 
 
 def _note(number: int, frame: object) -> None:
