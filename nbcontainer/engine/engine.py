@@ -55,7 +55,7 @@ from nbcontainer.engine.views import (
     Version,
     VolumeSummary,
 )
-from nbcontainer.engine.volume_use import anonymous_of, let_go
+from nbcontainer.engine.volume_use import anonymous_of
 from nbcontainer.errors import (
     Conflict,
     ContainerNotFound,
@@ -284,8 +284,7 @@ class Engine:
         try:
             return carry_out(session, request, placed, grace=self.settings.interrupt_grace, check=check)
         except BaseException:
-            placed.abandon()
-            let_go(session, placed.spec, placed.volumes)
+            placed.abandon(session)
             raise
 
     def start(
@@ -357,13 +356,10 @@ class Engine:
         try:
             self._begin(session, placed.record, fresh=True)
         except BaseException:
-            placed.abandon()
-            let_go(session, placed.spec, placed.volumes)
+            placed.abandon(session)
             raise
-        stored = session.records.again(Stored(directory=placed.record.directory, fields={}, locked=False))
-        if stored is None:  # it was over at once, and thrown away
-            stored = Stored(directory=placed.record.directory, fields=placed.record.fields, locked=False)
-        return stored.summary()
+        stored = Stored(directory=placed.record.directory, fields=placed.record.fields, locked=False)
+        return (session.records.again(stored) or stored).summary()  # it may be over already, and thrown away
 
     def create(
         self,

@@ -98,11 +98,15 @@ class Placed:
     volumes: tuple[str, ...] = ()
     """Those that were made for it."""
 
-    def abandon(self) -> None:
-        """Take the record away if nobody has carried it out (an interrupt came in between); else do nothing."""
+    def abandon(self, session: Session) -> None:
+        """Take the record away if nobody has carried it out (an interrupt came in between).
+
+        With the record, or when it is gone already, the volumes that were made for it.
+        """
         if self.record.held:
             self.discard()
             self.record.close()
+        let_go(session, self.spec, self.volumes)
 
     def discard(self) -> None:
         """Take away what was recorded of a container that was not started."""
@@ -138,8 +142,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         if keep and request.script is not None:
             record.keep_script(request.script)
     except BaseException:
-        placed.abandon()
-        let_go(session, placed.spec, placed.volumes)
+        placed.abandon(session)
         raise
     return placed
 
