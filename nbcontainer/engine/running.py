@@ -245,7 +245,8 @@ def _spec(
         options = dataclasses.replace(options, volumes=(*found, *volumes))
     if options.devices:
         options = dataclasses.replace(options, devices=resolved_devices(options.devices))
-    options = dataclasses.replace(options, networking=resolved_networking(options.networking, subject.config))
+    if options.networking.publish_all:
+        options = dataclasses.replace(options, networking=resolved_networking(options.networking, subject.config))
     check_networking(NetworkChoice.parse(options.network or "none"), options.networking)
     directory = session.records.path(container)
     spec = bundle(
@@ -326,7 +327,9 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
 
     def start(stdio: tuple[int, int, int], window: Window) -> Connection:
         try:
-            lease = networks.enter_context(session.networks.lease(spec, str(record.read("name") or "")))
+            named = NetworkChoice.parse(spec.network).is_bridged  # nobody else asks what it is called by now
+            name = str(record.read("name") or "") if named else ""
+            lease = networks.enter_context(session.networks.lease(spec, name))
             if lease.fields:
                 record.update(**lease.fields)
             connection = session.runtime.start(
