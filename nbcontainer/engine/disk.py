@@ -40,7 +40,8 @@ def disk_usage(
     ended_size = sum(tree_size(stored.directory) for stored in ended)
     kept = tuple(volumes.walk())
     volume_sizes = {each.name: tree_size(volumes.folder(each.name)) for each in kept}
-    mounted = {each.name for each in kept if volumes.users(each.name)}
+    used_by = volumes.all_users()
+    mounted = {each.name for each in kept if each.name in used_by}
     usage = shutil.disk_usage(root)
     return DiskUsage(
         root=root,

@@ -55,7 +55,7 @@ from nbcontainer.engine.views import (
     Version,
     VolumeSummary,
 )
-from nbcontainer.engine.volume_use import anonymous_of, let_go
+from nbcontainer.engine.volume_use import anonymous_of
 from nbcontainer.errors import (
     Conflict,
     ContainerNotFound,
@@ -245,18 +245,7 @@ class Engine:
         always raises `ContainerStartError`. With `failed` it runs where the failed step of the last build stood, before
         or after it, and `image` says nothing.
         """
-        options = options or RunOptions()
-        if script is not None and argv:
-            raise InvalidOption("give either a command or a script to run, not both")
-        request = RunRequest(
-            image=image,
-            argv=tuple(argv),
-            options=options,
-            script=script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script,
-            shell=tuple(shell),
-            stdin=stdin,
-            output=output,
-        )
+        request = _request(image, argv, options or RunOptions(), script, shell, stdin=stdin, output=output)
         session = self._connect()
         request, placed = self._placed(session, request, listener, failed)
         return self._carried_out(session, request, placed, check=check)
@@ -277,15 +266,16 @@ class Engine:
     @staticmethod
     def _with_network(session: Session, request: RunRequest) -> RunRequest:
         """The request with the default network where none was asked for."""
-        network = request.options.network or session.networks.default
-        return dataclasses.replace(request, options=dataclasses.replace(request.options, network=network))
+        if request.options.network:
+            return request
+        options = dataclasses.replace(request.options, network=session.networks.default)
+        return dataclasses.replace(request, options=options)
 
     def _carried_out(self, session: Session, request: RunRequest, placed: Placed, *, check: bool) -> RunResult:
         try:
             return carry_out(session, request, placed, grace=self.settings.interrupt_grace, check=check)
         except BaseException:
-            placed.abandon()
-            let_go(session, placed.spec, placed.volumes)
+            placed.abandon(session)
             raise
 
     def start(
@@ -352,18 +342,15 @@ class Engine:
         rest is as for `run`; it stays when it has ended, unless `options.remove`.
         """
         session = self._connect()
-        request = _request_behind(image, argv, options, script, shell)
+        request = _request(image, argv, _behind(options), script, shell)
         placed = self._placed(session, request, listener, failed)[1]
         try:
             self._begin(session, placed.record, fresh=True)
         except BaseException:
-            placed.abandon()
-            let_go(session, placed.spec, placed.volumes)
+            placed.abandon(session)
             raise
-        stored = session.records.again(Stored(directory=placed.record.directory, fields={}, locked=False))
-        if stored is None:  # it was over at once, and thrown away
-            stored = Stored(directory=placed.record.directory, fields=placed.record.fields, locked=False)
-        return stored.summary()
+        stored = Stored(directory=placed.record.directory, fields=placed.record.fields, locked=False)
+        return (session.records.again(stored) or stored).summary()  # it may be over already, and thrown away
 
     def create(
         self,
@@ -377,7 +364,7 @@ class Engine:
     ) -> ContainerSummary:
         """Make a container that `start_behind` can start; the rest is as for `launch`."""
         session = self._connect()
-        placed = self._placed(session, _request_behind(image, argv, options, script, shell), listener, "")[1]
+        placed = self._placed(session, _request(image, argv, _behind(options), script, shell), listener, "")[1]
         placed.record.close()
         return self._records.find(placed.record.id).summary()
 
@@ -486,13 +473,11 @@ class Engine:
         `stdin`, `output` and `check` are those of `run`. Ctrl-C ends the command and what it started. Raises `Conflict`
         when the container does not run or is paused, `ContainerStartError` when the command cannot be started.
         """
-        if script is not None and argv:
-            raise InvalidOption("give either a command or a script to run, not both")
         request = ExecRequest(
             container=container,
             argv=tuple(argv),
             options=options or ExecOptions(),
-            script=script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script,
+            script=_script(script, argv),
             shell=tuple(shell),
             stdin=stdin,
             output=output,
@@ -592,7 +577,9 @@ class Engine:
 
     def volumes(self) -> tuple[VolumeSummary, ...]:
         """Every volume of the store, by name."""
-        return tuple(self._volume_summary(volume) for volume in self._connect().volumes.walk())
+        store = self._connect().volumes
+        users = store.all_users()
+        return tuple(self._volume_summary(volume, users.get(volume.name, ())) for volume in store.walk())
 
     def inspect_volume(self, name: str) -> VolumeSummary:
         """One volume; raise `VolumeNotFound`."""
@@ -608,11 +595,11 @@ class Engine:
     def prune_volumes(self, *, everything: bool = False, filters: Sequence[Filter] = ()) -> Pruned:
         """Remove the volumes without a name that no container uses any more; with `everything` the named ones, too."""
         store = self._connect().volumes
-        removed, freed = [], 0
+        removed, freed, used = [], 0, store.all_users()
         for volume in store.walk():
             if not (everything or volume.anonymous) or not has_labels(volume.labels, filters):
                 continue
-            if store.users(volume.name):
+            if volume.name in used:
                 continue
             size = tree_size(store.folder(volume.name))
             with contextlib.suppress(Conflict, VolumeNotFound, UnsupportedHost):
@@ -620,7 +607,7 @@ class Engine:
                 freed += size
         return Pruned(names=tuple(removed), freed=freed)
 
-    def _volume_summary(self, volume: Volume) -> VolumeSummary:
+    def _volume_summary(self, volume: Volume, users: Sequence[str] | None = None) -> VolumeSummary:
         store = self._connect().volumes
         return VolumeSummary(
             name=volume.name,
@@ -628,7 +615,7 @@ class Engine:
             mountpoint=store.data(volume.name),
             labels=volume.labels,
             anonymous=volume.anonymous,
-            used_by=tuple(store.users(volume.name)),
+            used_by=tuple(store.users(volume.name) if users is None else users),
             ids=volume.ids,
             usable=store.is_ours(volume),
         )
@@ -1045,23 +1032,35 @@ class Engine:
         )
 
 
-def _request_behind(
+def _request(
     image: str,
     argv: Sequence[str],
-    options: RunOptions | None,
+    options: RunOptions,
     script: str | bytes | None,
     shell: Sequence[str],
+    *,
+    stdin: Input = None,
+    output: OutputSink | None = None,
 ) -> RunRequest:
-    """The request for a container that runs on behind."""
-    options = options or RunOptions()
-    if script is not None and argv:
-        raise InvalidOption("give either a command or a script to run, not both")
     return RunRequest(
         image=image,
         argv=tuple(argv),
-        options=dataclasses.replace(options, service=options.service or ServiceOptions()),
-        script=script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script,
+        options=options,
+        script=_script(script, argv),
         shell=tuple(shell),
-        stdin=None,
-        output=None,
+        stdin=stdin,
+        output=output,
     )
+
+
+def _script(script: str | bytes | None, argv: Sequence[str]) -> bytes | None:
+    """The text of a script as it is run; raise `InvalidOption` when there is a command as well."""
+    if script is not None and argv:
+        raise InvalidOption("give either a command or a script to run, not both")
+    return script.encode("utf-8", "surrogateescape") if isinstance(script, str) else script
+
+
+def _behind(options: RunOptions | None) -> RunOptions:
+    """The options of a container that runs on behind, as it comes where nothing was asked of that."""
+    options = options or RunOptions()
+    return dataclasses.replace(options, service=options.service or ServiceOptions())

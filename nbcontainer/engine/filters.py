@@ -34,6 +34,7 @@ __all__ = [
     "filtered_images",
     "filtered_volumes",
     "has_labels",
+    "image_names",
     "names_match",
 ]
 
@@ -57,6 +58,11 @@ class Filter:
     name: str
     value: str
     negated: bool = False
+
+    @property
+    def is_true(self) -> bool:
+        """What the value of one such as ``dangling`` says."""
+        return self.value.lower() in {"true", "1"}
 
 
 def filter_option(names: Sequence[str], *, short: bool = True) -> Option:
@@ -165,7 +171,7 @@ def filtered_containers(
             return row.created > moment if each.name == "since" else row.created < moment
         if each.name == "ancestor":
             chain = chains[each.value]
-            return bool(chain and row.chain == chain) or each.value in _image_names(row.image)
+            return bool(chain and row.chain == chain) or each.value in image_names(row.image)
         answers: dict[str, Callable[[], bool]] = {
             "status": lambda: each.value == ("paused" if row.paused else row.state),
             "name": lambda: names_match(each.value, row.name),
@@ -186,8 +192,8 @@ def _chain(image: str, chain_of: Callable[[str], str]) -> str:
         return ""
 
 
-def _image_names(image: str) -> set[str]:
-    """What people may call the image of a container."""
+def image_names(image: str) -> set[str]:
+    """What people may call an image, in a filter: with and without registry and tag."""
     try:
         familiar = Reference.parse(image).familiar
     except InvalidReference:
@@ -200,7 +206,7 @@ def filtered_volumes(volumes: Sequence[VolumeSummary], filters: Sequence[Filter]
 
     def matches(row: VolumeSummary, each: Filter) -> bool:
         if each.name == "dangling":
-            return (not row.used_by) == (each.value.lower() in {"true", "1"})
+            return (not row.used_by) == each.is_true
         if each.name == "driver":
             return each.value == "local"
         return each.name != "name" or names_match(each.value, row.name)
@@ -226,7 +232,7 @@ def filtered_images(
         if each.name == "until":
             return created < created_before(each)
         if each.name == "dangling":
-            return row.reference.startswith(_UNTAGGED) == (each.value.lower() in {"true", "1"})
+            return row.reference.startswith(_UNTAGGED) == each.is_true
         return matches_name(row, each.value)
 
     return [row for row in images if has_labels(row.labels, filters) and _all_names(filters, partial(matches, row))]

@@ -107,10 +107,10 @@ class Lifecycle:
         if not stored.locked:
             return stored.summary()
         patience = _number(stored.fields.get("stop_timeout"), DEFAULT_GRACE) if grace is None else grace
-        number = _stop_signal(stored)
-        with self._ending(stored, Note(verb=verb, signals=(number,))) as process:
+        note = Note(verb=verb, signals=(_stop_signal(stored),))
+        with self._ending(stored, note) as process:
             if process is not None:
-                self._stop(stored, process, Note(verb=verb, signals=(number,)), patience)
+                self._stop(stored, process, note, patience)
         return self._released(stored).summary()
 
     def _stop(self, stored: Stored, process: tuple[int, int], note: Note, patience: float) -> None:
@@ -145,14 +145,11 @@ class Lifecycle:
         """
         with contextlib.ExitStack() as undo:
             process = None
-            try:
-                if not stored.service:
-                    process = undo.enter_context(self._first_process(stored))
-                elif (now := self._halt(stored, note)) is not None:
+            if not stored.service:
+                process = undo.enter_context(self._first_process(stored))
+            elif (now := self._halt(stored, note)) is not None:
+                with contextlib.suppress(_JustEndedError):
                     process = undo.enter_context(self._first_process(now))
-            except _JustEndedError:
-                if not stored.service:
-                    raise
             yield process
 
     def wait(self, container: str) -> ContainerSummary:
@@ -280,7 +277,7 @@ class Lifecycle:
             if time.monotonic() > deadline:
                 raise Conflict(f"container {stored.id[:12]} has been starting for some time; try again")
             time.sleep(0.01)
-            current = next((each for each in self._records.walk() if each.id == stored.id), None)
+            current = self._records.again(stored)
         raise _JustEndedError(f"container {stored.id[:12]} has just ended by itself")
 
     def _released(self, stored: Stored) -> Stored:

@@ -22,7 +22,17 @@ from nbcontainer.model import LogLimits
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["LogFollower", "LogWriter", "last_lines", "limits_of", "read_log", "read_moment", "saved_limits", "within"]
+__all__ = [
+    "LogFollower",
+    "LogWriter",
+    "cut",
+    "last_lines",
+    "limits_of",
+    "read_log",
+    "read_moment",
+    "saved_limits",
+    "within",
+]
 
 _NAME = "output.jsonl"
 _MOST_FILES = 1000
@@ -212,13 +222,16 @@ def within(pieces: Iterable[LogLine], since: float | None, until: float | None) 
             yield piece
 
 
+def cut(pieces: Iterable[LogLine]) -> Iterator[LogLine]:
+    """The pieces cut into lines."""
+    for piece in pieces:
+        for line in re.findall(rb"[^\n]*\n|[^\n]+", piece.data):
+            yield LogLine(time=piece.time, stream=piece.stream, data=line)
+
+
 def last_lines(pieces: Iterable[LogLine], count: int | None) -> list[LogLine]:
     """The pieces cut into lines, the last `count` of them; None for all."""
-    lines = [
-        LogLine(time=piece.time, stream=piece.stream, data=line)
-        for piece in pieces
-        for line in re.findall(rb"[^\n]*\n|[^\n]+", piece.data)
-    ]
+    lines = list(cut(pieces))
     return lines if count is None else lines[max(0, len(lines) - count) :]
 
 

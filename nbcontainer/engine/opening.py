@@ -18,7 +18,7 @@ from nbcontainer.errors import InvalidOption, NotFound
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Launched", "Page", "Published", "address", "behind_proxy", "chosen_port", "published_ports"]
+__all__ = ["Launched", "Page", "Published", "address", "behind_hub", "behind_proxy", "chosen_port", "published_ports"]
 
 _HUB = "JUPYTERHUB_SERVICE_PREFIX"
 _ALLOWED = "allow-scripts allow-forms allow-popups allow-downloads allow-modals"
@@ -76,9 +76,14 @@ def chosen_port(record: Mapping[str, Any], name: str, wanted: int | None) -> Pub
     return min(fitting, key=lambda each: (":" in each.ip, each.ip))
 
 
+def behind_hub(environment: Mapping[str, str]) -> bool:
+    """Whether the notebook is behind JupyterHub."""
+    return bool(environment.get(_HUB))
+
+
 def behind_proxy(environment: Mapping[str, str]) -> bool:
     """Whether the notebook is behind JupyterHub, and what listens here can be reached through its server."""
-    return bool(environment.get(_HUB)) and find_spec("jupyter_server_proxy") is not None
+    return behind_hub(environment) and find_spec("jupyter_server_proxy") is not None
 
 
 def address(port: Published, environment: Mapping[str, str], *, proxied: bool) -> str:

@@ -98,11 +98,15 @@ class Placed:
     volumes: tuple[str, ...] = ()
     """Those that were made for it."""
 
-    def abandon(self) -> None:
-        """Take the record away if nobody has carried it out (an interrupt came in between); else do nothing."""
+    def abandon(self, session: Session) -> None:
+        """Take the record away if nobody has carried it out (an interrupt came in between).
+
+        With the record, or when it is gone already, the volumes that were made for it.
+        """
         if self.record.held:
             self.discard()
             self.record.close()
+        let_go(session, self.spec, self.volumes)
 
     def discard(self) -> None:
         """Take away what was recorded of a container that was not started."""
@@ -138,8 +142,7 @@ def place(session: Session, request: RunRequest, subject: Subject) -> Placed:
         if keep and request.script is not None:
             record.keep_script(request.script)
     except BaseException:
-        placed.abandon()
-        let_go(session, placed.spec, placed.volumes)
+        placed.abandon(session)
         raise
     return placed
 
@@ -242,7 +245,8 @@ def _spec(
         options = dataclasses.replace(options, volumes=(*found, *volumes))
     if options.devices:
         options = dataclasses.replace(options, devices=resolved_devices(options.devices))
-    options = dataclasses.replace(options, networking=resolved_networking(options.networking, subject.config))
+    if options.networking.publish_all:
+        options = dataclasses.replace(options, networking=resolved_networking(options.networking, subject.config))
     check_networking(NetworkChoice.parse(options.network or "none"), options.networking)
     directory = session.records.path(container)
     spec = bundle(
@@ -323,7 +327,9 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
 
     def start(stdio: tuple[int, int, int], window: Window) -> Connection:
         try:
-            lease = networks.enter_context(session.networks.lease(spec, str(record.read("name") or "")))
+            named = NetworkChoice.parse(spec.network).is_bridged  # nobody else asks what it is called by now
+            name = str(record.read("name") or "") if named else ""
+            lease = networks.enter_context(session.networks.lease(spec, name))
             if lease.fields:
                 record.update(**lease.fields)
             connection = session.runtime.start(

@@ -60,18 +60,22 @@ def service_fields(options: RunOptions, config: ImageConfig) -> dict[str, Any]:
         raise InvalidOption(
             f"--rm and --restart {asked.restart} exclude each other: what is removed cannot be restarted"
         )
-    service = {
-        "restart": str(asked.restart),
-        "check": saved_check(effective(config.health, asked.health, config.shell)),
-        "interactive": asked.interactive,
-        "remove": bool(options.remove),
-        "timeout": options.timeout,
-    }
-    return {"service": service, "log": saved_limits(asked.log)}
+    check = effective(config.health, asked.health, config.shell)
+    return _fields(asked, check, remove=bool(options.remove), timeout=options.timeout)
 
 
 def plain_service() -> dict[str, Any]:
     """The same for a container that was made to be waited for, and is started behind now."""
-    asked = ServiceOptions()
-    service = {"restart": str(asked.restart), "check": None, "interactive": False, "remove": False, "timeout": None}
+    return _fields(ServiceOptions(), None, remove=False, timeout=None)
+
+
+def _fields(asked: ServiceOptions, check: Check | None, *, remove: bool, timeout: float | None) -> dict[str, Any]:
+    """What `Service.of` reads."""
+    service = {
+        "restart": str(asked.restart),
+        "check": saved_check(check),
+        "interactive": asked.interactive,
+        "remove": remove,
+        "timeout": timeout,
+    }
     return {"service": service, "log": saved_limits(asked.log)}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from nbcontainer.engine.command_line import Option, Positional, Verb, read_duration
 from nbcontainer.engine.door import TypedAttach
 from nbcontainer.engine.limit_options import read_size
-from nbcontainer.engine.logs import last_lines, read_moment
-from nbcontainer.engine.opening import Page, address, behind_proxy, chosen_port
+from nbcontainer.engine.logs import cut, last_lines, read_moment
+from nbcontainer.engine.opening import Page, address, behind_hub, behind_proxy, chosen_port
 from nbcontainer.engine.restarting import read_restart_policy
 from nbcontainer.engine.views import ContainerDetail, ImageDetail
 from nbcontainer.errors import InvalidOption, NotFound
@@ -165,7 +165,7 @@ def service_options(arguments: Namespace, *, behind: bool) -> ServiceOptions | N
         restart=arguments.restart or ServiceOptions().restart,
         health=HealthCheck(test=test, **{name: value for name, value in given.items() if value is not None}),
         log=LogLimits(size=log.get("max-size", plain.size), files=log.get("max-file", plain.files)),
-        interactive=arguments.interactive if hasattr(arguments, "interactive") else False,
+        interactive=getattr(arguments, "interactive", False),
     )
 
 
@@ -203,13 +203,9 @@ def _logs(session: Session, arguments: Namespace) -> object:
 
 
 def _show(session: Session, pieces: Iterable[LogLine], *, stamped: bool) -> None:
-    for piece in pieces:
-        if not stamped:
-            session.output(piece.stream, piece.data)
-            continue
-        stamp = f"{datetime.fromtimestamp(piece.time, timezone.utc).isoformat()} ".encode()
-        for line in re.findall(rb"[^\n]*\n|[^\n]+", piece.data):
-            session.output(piece.stream, stamp + line)
+    for piece in cut(pieces) if stamped else pieces:
+        stamp = f"{datetime.fromtimestamp(piece.time, timezone.utc).isoformat()} ".encode() if stamped else b""
+        session.output(piece.stream, stamp + piece.data)
 
 
 def _open(session: Session, arguments: Namespace) -> object:
@@ -223,7 +219,7 @@ def _open(session: Session, arguments: Namespace) -> object:
     wanted = None if arguments.port is None else _read_port(arguments.port)
     port = chosen_port(detail.record, name, wanted)
     proxied = session.door == "notebook" and behind_proxy(os.environ)
-    hub = session.door == "notebook" and bool(os.environ.get("JUPYTERHUB_SERVICE_PREFIX"))
+    hub = session.door == "notebook" and behind_hub(os.environ)
     note = (
         "" if proxied or not hub else "behind JupyterHub this can be reached with jupyter-server-proxy: pip install it"
     )

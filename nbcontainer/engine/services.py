@@ -193,10 +193,9 @@ def attach(
             now = look()
             return not now.locked or now.fields.get("finished") is not None or now.fields.get("started") != life
 
-        pieces = follower.follow(is_over, rest)
         while True:
             try:
-                for piece in pieces:
+                for piece in follower.follow(is_over, rest):
                     output(piece.stream, piece.data)
                 break
             except KeyboardInterrupt:
@@ -204,7 +203,6 @@ def attach(
                     raise
                 with contextlib.suppress(NbcontainerError):
                     lifecycle.kill(stored.id, signal.SIGINT)
-                pieces = follower.follow(is_over, rest)
         last = look()
     summary = last.summary()
     return RunResult(

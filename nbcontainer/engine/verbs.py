@@ -48,6 +48,7 @@ from nbcontainer.engine.filters import (
     filter_option,
     filtered_containers,
     filtered_images,
+    image_names,
 )
 from nbcontainer.engine.lifecycle import signal_number
 from nbcontainer.engine.limit_options import LIMIT_OPTIONS, SANDBOX_OPTIONS, sandbox_options
@@ -58,8 +59,8 @@ from nbcontainer.engine.resource_verbs import RESOURCE_VERBS
 from nbcontainer.engine.service_verbs import DETACH, SERVICE_OPTIONS, service_options, service_verbs
 from nbcontainer.engine.views import ContainerDetail, VolumeSummary
 from nbcontainer.engine.volume_verbs import FORMAT, VOLUME_VERBS
-from nbcontainer.errors import ContainerNotFound, InvalidOption, InvalidReference
-from nbcontainer.model import Reference, RunOptions, chain_ids
+from nbcontainer.errors import ContainerNotFound, InvalidOption
+from nbcontainer.model import RunOptions, chain_ids
 from nbcontainer.runtime.console import DETACH_KEYS
 
 if TYPE_CHECKING:
@@ -158,13 +159,7 @@ def _matches(image: ImageSummary, pattern: str | None) -> bool:
     """Docker's filter: a repository, a repository with a tag, or a shell pattern of either."""
     if not pattern:
         return True
-    names = {image.reference}
-    try:
-        familiar = Reference.parse(image.reference).familiar
-    except InvalidReference:
-        familiar = image.reference
-    names |= {familiar, familiar.partition("@")[0].rpartition(":")[0]}
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names if name)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in image_names(image.reference) if name)
 
 
 def _remove_images(session: Session, arguments: Namespace) -> object:

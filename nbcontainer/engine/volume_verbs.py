@@ -60,9 +60,7 @@ def _remove(session: Session, arguments: Namespace) -> object:
 
 
 def _prune(session: Session, arguments: Namespace) -> object:
-    everything = arguments.all or any(
-        each.value.lower() in {"true", "1"} for each in arguments.filter if each.name == "all"
-    )
+    everything = arguments.all or any(each.is_true for each in arguments.filter if each.name == "all")
     return tables.pruned_message(session.engine.prune_volumes(everything=everything, filters=arguments.filter))
 
 

@@ -119,6 +119,10 @@ class VolumeStore:
         """The containers that name this volume, running or not; the one with the id `but` does not count."""
         return sorted(shown for container, shown in self._users().get(name, {}).items() if container != but)
 
+    def all_users(self) -> Mapping[str, Sequence[str]]:
+        """The same of every volume that a container names, by one look at all records."""
+        return {name: sorted(containers.values()) for name, containers in self._users().items()}
+
     def is_ours(self, volume: Volume) -> bool:
         """Whether its owners mean the same here as where it was made."""
         return volume.ids == self._ids
@@ -218,11 +222,11 @@ class VolumeStore:
         if not any(self._leftover(name) for name in self._names()):
             return
         with self.held():
-            aside = []
+            aside, used = [], self._users()
             for name in self._names():
                 if name.startswith((_NEW, _GONE)):
                     aside.append(self.folder(name))
-                elif self._leftover(name) and not self.users(name):
+                elif self._leftover(name) and name not in used:
                     with contextlib.suppress(OSError):
                         aside.append(self._put_aside(name))
         for path in aside:
