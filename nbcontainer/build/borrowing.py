@@ -11,6 +11,7 @@ A source that is not there or cannot be used is told of and passed over: the bui
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ class BorrowedSteps:
         self._notice = notice
         self._opened: list[_Open] = []
         self._lock = threading.Lock()
+        self._undo = contextlib.ExitStack()
 
     def find(
         self, key: Digest, parent: Digest | None, place: Callable[[MadeLayer], MadeLayer] | None
@@ -135,6 +137,7 @@ class BorrowedSteps:
                 " type=inline writes one; docker's own records cannot be used here)"
             )
             return
+        self._undo.callback(image.close)  # also when it is passed over by then: another thread may still read it
         self._opened.append(_Open(source=source, image=image, claims=claims))
 
     def _passed_over(self, source: CacheSource, problem: NbcontainerError) -> None:
@@ -142,5 +145,4 @@ class BorrowedSteps:
 
     def close(self) -> None:
         """Let go of the sources; safe twice."""
-        for each in list(self._opened):
-            each.image.close()
+        self._undo.close()

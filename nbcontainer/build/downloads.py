@@ -226,12 +226,15 @@ def _clone(source: str, folder: str, *, keep_git: bool, checksum: str, interrupt
     if checksum and commit.strip() != checksum:
         raise CorruptContent(f"ADD {source} is the commit {commit.strip()}, but --checksum says {checksum}")
     _git(folder, source, interrupt, "checkout", "--quiet", "--detach", "FETCH_HEAD")
-    if os.path.lexists(os.path.join(folder, ".gitmodules")):
+    nested = os.path.lexists(os.path.join(folder, ".gitmodules"))
+    if nested:
         # addresses in it may be relative to the repository's own; the protocols let through are the same for all
         _git(folder, source, interrupt, "config", "remote.origin.url", address)
         _git(folder, source, interrupt, "submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
     if not keep_git:
-        _forget_git(folder)
+        shutil.rmtree(os.path.join(folder, ".git"), ignore_errors=True)
+        if nested:
+            _forget_submodules(folder)
     parts = [part for part in subfolder.split("/") if part not in {"", "."}]
     path = os.path.join(folder, *parts)
     inside = os.path.realpath(path)
@@ -242,12 +245,21 @@ def _clone(source: str, folder: str, *, keep_git: bool, checksum: str, interrupt
     return os.path.relpath(inside, folder)
 
 
-def _forget_git(folder: str) -> None:
-    """Take away what git keeps beside the files: its folder, and in each submodule the file that leads there."""
-    shutil.rmtree(os.path.join(folder, ".git"), ignore_errors=True)
-    for directory, _, names in os.walk(folder):
-        if ".git" in names:  # no commit can have a file of that name
-            os.unlink(os.path.join(directory, ".git"))
+def _forget_submodules(folder: str) -> None:
+    """Take away the file in each submodule that led to what git kept; no commit can have a file of that name.
+
+    Until Python 3.12 `os.walk` calls itself for each folder on the way down.
+    """
+    waiting = [folder]
+    while waiting:
+        found: list[os.DirEntry[str]] = []
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            found += entries
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif entry.name == ".git":
+                os.unlink(entry.path)
 
 
 def _git(folder: str, source: str, interrupt: Interrupt, *words: str) -> str:

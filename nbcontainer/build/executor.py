@@ -38,6 +38,7 @@ from nbcontainer.build.stage import (
 from nbcontainer.build.workshop import Job
 from nbcontainer.dockerfile import instructions as i
 from nbcontainer.dockerfile.expansion import expand
+from nbcontainer.dockerfile.lines import Finding
 from nbcontainer.dockerfile.lint import Choice
 from nbcontainer.dockerfile.mounts import BindRunMount, CacheRunMount
 from nbcontainer.dockerfile.parser import parse_trigger
@@ -130,8 +131,7 @@ class Executor:
 
     def run(self, dockerfile: Dockerfile) -> BuiltStage:
         """Build the target; raise the first failure, when every thread has ended."""
-        platform = Platform.parse(self.options.platform) if self.options.platform else Platform.host()
-        self.plan = plan(dockerfile, target=self.options.target, given=self.options.arguments, platform=platform)
+        self.plan = plan(dockerfile, target=self.options.target, given=self.options.arguments, platform=self._platform)
         interrupted = False
         try:
             for index in self.plan.stages:
@@ -305,7 +305,7 @@ class Executor:
         """An image that steps are borrowed of."""
         return self.workshop.lent(
             source,
-            self.options.platform,
+            self._platform,
             fresh=self.options.pull,
             interrupt=self.interrupt,
             listener=self._heard,
@@ -451,10 +451,10 @@ class _StageRun:
         text = (
             f"{planned.image} is made for {offered}, and this build is for {planned.platform}; its programs may not run"
         )
+        finding = Finding(check=_PLATFORM_CHECK, message=text, origin=planned.stage.base.origin)
         if choice.error:
-            raise planned.stage.base.origin.error(f"{_PLATFORM_CHECK}: {text} (the Dockerfile has check=error=true)")
-        line = planned.stage.base.origin.first
-        self._executor.emit(BuildWarning(check=_PLATFORM_CHECK, text=text, line=line))
+            raise finding.fatal()
+        self._executor.emit(BuildWarning(check=finding.check, text=text, line=finding.origin.first))
 
     def _stage(self, index: int) -> StageState:
         """Another stage, when it is built."""

@@ -7,12 +7,13 @@ used, so the next build can take away what a killed one has left.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import shutil
 import tempfile
 from typing import IO, TYPE_CHECKING
 
+from nbcontainer.errors import StorageError
+from nbcontainer.layers.remove import remove_entry
+from nbcontainer.layers.snapshotter import HeldLock
 from nbcontainer.store.faults import storage_faults
 
 if TYPE_CHECKING:
@@ -33,13 +34,23 @@ class Scratch:
     def folder(self) -> Iterator[str]:
         """A folder of one's own, for the length of a block."""
         with storage_faults("make a temporary folder", self._folder):
-            path = tempfile.mkdtemp(prefix=_PREFIX, dir=self._folder)
-        with contextlib.ExitStack() as undo:
-            undo.callback(_remove, path)
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            undo.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            path, lock = self._made()
+        try:
             yield path
+        finally:
+            try:
+                self._remove(path)
+            finally:
+                lock.release()
+
+    def _made(self) -> tuple[str, HeldLock]:
+        while True:
+            path = tempfile.mkdtemp(prefix=_PREFIX, dir=self._folder)
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):  # another build swept it before we had it
+                lock = HeldLock(path)
+                if lock.names(path):
+                    return path, lock
+                lock.release()
 
     def file(self) -> IO[bytes]:
         """A file without a name."""
@@ -49,32 +60,20 @@ class Scratch:
     def sweep(self) -> None:
         """Take away the folders that nobody uses."""
         for name in os.listdir(self._folder):
-            path = os.path.join(self._folder, name)
-            if name.startswith(_PREFIX) and not _used(path):
-                _remove(path)
+            if name.startswith(_PREFIX):
+                path = os.path.join(self._folder, name)
+                with contextlib.suppress(OSError):  # used, gone meanwhile, or none of ours
+                    lock = HeldLock(path)
+                    try:
+                        self._remove(path)
+                    finally:
+                        lock.release()
 
-
-def _remove(path: str) -> None:
-    """Remove a tree of ours, also one whose archive closed its folders to everybody."""
-    shutil.rmtree(path, ignore_errors=True)
-    if os.path.lexists(path):
-        for directory, names, _ in os.walk(path):
-            for name in names:
-                inner = os.path.join(directory, name)
-                if not os.path.islink(inner):
-                    os.chmod(inner, 0o700)
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _used(path: str) -> bool:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:  # gone meanwhile, or none of ours
-        return True
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    def _remove(self, path: str) -> None:
+        """Remove a tree of ours, however deep, also one whose archive closed its folders to everybody."""
+        parent = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError, StorageError):  # what cannot be removed stays for the next sweep
+                remove_entry(parent, os.fsencode(os.path.basename(path)))
+        finally:
+            os.close(parent)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nbcontainer.images.lent import LentImage
     from nbcontainer.images.unpack import Helper
     from nbcontainer.layers.snapshotter import Snapshotter
-    from nbcontainer.model import Digest, ExitReason, Listener, Mount, MountedFile
+    from nbcontainer.model import Digest, ExitReason, Listener, Mount, MountedFile, Platform
     from nbcontainer.registry import Interrupt
     from nbcontainer.store import ContentStore, RefStore
 
@@ -106,7 +106,7 @@ class Workshop(Protocol):
         """An image to build upon, unpacked; `fresh` asks the registry even when it is here."""
 
     def lent(
-        self, source: CacheSource, platform: str, *, fresh: bool, interrupt: Interrupt, listener: Listener
+        self, source: CacheSource, platform: Platform, *, fresh: bool, interrupt: Interrupt, listener: Listener
     ) -> LentImage:
         """An image that steps may be borrowed of; with `fresh` the registry is asked even when it is here."""
 

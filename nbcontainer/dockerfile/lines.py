@@ -78,6 +78,10 @@ class Finding:
     message: str
     origin: Origin
 
+    def fatal(self) -> DockerfileError:
+        """What to raise for it when the Dockerfile wants findings to be errors."""
+        return self.origin.error(f"{self.check}: {self.message} (the Dockerfile has check=error=true)")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heredoc:

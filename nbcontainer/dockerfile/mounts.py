@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "MOUNT_TYPES",
     "BindRunMount",
     "CacheRunMount",
     "RunMount",
@@ -35,7 +36,7 @@ __all__ = [
 Sharing = Literal["shared", "private", "locked"]
 
 _ALIASES = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly", "rw": "readwrite"}
-_TYPES: dict[str, frozenset[str]] = {
+MOUNT_TYPES: dict[str, frozenset[str]] = {
     "bind": frozenset({"from", "source", "target", "readonly", "readwrite"}),
     "cache": frozenset({"id", "from", "source", "target", "readonly", "readwrite", "sharing", "mode", "uid", "gid"}),
     "tmpfs": frozenset({"target", "size", "readonly", "readwrite"}),
@@ -43,7 +44,7 @@ _TYPES: dict[str, frozenset[str]] = {
     "ssh": frozenset({"id", "target", "required", "mode", "uid", "gid"}),
 }
 _SWITCHES = frozenset({"readonly", "readwrite", "required"})
-_KNOWN = sorted({"type", *_ALIASES, *(name for names in _TYPES.values() for name in names)})
+_KNOWN = sorted({"type", *_ALIASES, *(name for names in MOUNT_TYPES.values() for name in names)})
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([kmgtp]?)i?b?", re.IGNORECASE | re.ASCII)
@@ -157,12 +158,12 @@ def _options(flag: str) -> list[tuple[str, str | None]]:
 
 def _mount(options: dict[str, str | None]) -> RunMount:
     kind = (options.pop("type", "bind") or "").lower()
-    if kind not in _TYPES:
-        near = get_close_matches(kind, _TYPES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(_TYPES)}"
+    if kind not in MOUNT_TYPES:
+        near = get_close_matches(kind, MOUNT_TYPES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(MOUNT_TYPES)}"
         raise DockerfileError(f"there is no mount of type {kind!r}{hint}")
     for name in options:
-        if name not in _TYPES[kind]:
+        if name not in MOUNT_TYPES[kind]:
             raise DockerfileError(f"a mount of type {kind} has no option {name!r}; remove it or change the type")
     return _MAKERS[kind](_Options(kind, options))
 

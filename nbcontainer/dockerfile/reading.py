@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from nbcontainer.dockerfile.durations import parse_duration
+from nbcontainer.dockerfile.flags import FLAGS, NETWORKS, NOT_TRIGGERED, SECURITY
 from nbcontainer.dockerfile.forms import BLANKS, Flag, MixedArray, exec_form, split_blanks, split_flags, split_words
 from nbcontainer.dockerfile.instructions import (
     Add,
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 __all__ = ["read_instruction"]
 
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9._-]*", re.ASCII)
-_NETWORKS = ("default", "none", "host")
-_SECURITY = ("sandbox", "insecure")
 _VARIABLE = re.compile(r"\$[\w{]")
 
 
@@ -82,7 +81,7 @@ class _Reader:
             near = get_close_matches(self.name, _READERS, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(_READERS))}"
             raise self.line.error(f"there is no instruction {keyword!r}; {hint}", offset, len(keyword))
-        if trigger and self.name in {"ONBUILD", "FROM", "MAINTAINER"}:
+        if trigger and self.name in NOT_TRIGGERED:
             raise self.line.error(
                 f"ONBUILD cannot trigger {self.name}; name an instruction that changes the image that is built", offset,
                 len(keyword),
@@ -116,17 +115,21 @@ class _Reader:
             raise self.error(f"{self.name} needs {what}")
         return self.rest
 
-    def options(self, allowed: str, *, repeated: tuple[str, ...] = ()) -> dict[str, Flag]:
-        """The flags by name, when they are allowed and stand once; of `repeated` ones the last."""
-        names = allowed.split()
+    def options(self) -> dict[str, Flag]:
+        """The flags by name, when the instruction has them and they stand once; of repeated ones the last."""
+        rules = {rule.name: rule for rule in FLAGS[self.name]}
+        names = [rule.name for rule in rules.values() if not rule.refusal]
         found: dict[str, Flag] = {}
         for flag in self.flags:
-            if flag.name not in names:
+            rule = rules.get(flag.name)
+            if rule is None:
                 near = get_close_matches(flag.name, names, 1, 0.5)
                 there = f"there are {', '.join(f'--{name}' for name in names)}" if names else "it has none; remove it"
                 hint = f"did you mean --{near[0]}?" if near else there
                 raise self.line.error(f"{self.name} has no flag --{flag.name}; {hint}", flag.offset, flag.width)
-            if flag.name in found and flag.name not in repeated:
+            if rule.refusal:
+                raise self.line.error(rule.refusal, flag.offset, flag.width)
+            if flag.name in found and not rule.repeated:
                 raise self.line.error(f"the flag --{flag.name} stands twice; keep one", flag.offset, flag.width)
             found[flag.name] = flag
         return found
@@ -220,7 +223,7 @@ class _Reader:
 
 
 def _from(reader: _Reader) -> Instruction:
-    options = reader.options("platform")
+    options = reader.options()
     words = split_blanks(reader.need("an image; write FROM IMAGE, or FROM scratch for an empty one"))
     if len(words) not in {1, 3} or (len(words) == 3 and words[1].upper() != "AS"):
         raise reader.error("FROM is 'FROM IMAGE' or 'FROM IMAGE AS NAME'; remove the other words")
@@ -241,15 +244,7 @@ def _from(reader: _Reader) -> Instruction:
 
 
 def _run(reader: _Reader) -> Instruction:
-    device = next((flag for flag in reader.flags if flag.name == "device"), None)
-    if device is not None:
-        raise reader.line.error(
-            "RUN --device asks for devices of the machine (CDI), and no build gets any here; leave it out, and give the"
-            " device to the container that runs the image",
-            device.offset,
-            device.width,
-        )
-    options = reader.options("mount network security", repeated=("mount",))
+    options = reader.options()
     flags = [flag for flag in reader.flags if flag.name == "mount"]
     mounts = []
     for flag in flags:
@@ -266,8 +261,8 @@ def _run(reader: _Reader) -> Instruction:
         heredocs=reader.line.heredocs,
         mount_flags=tuple(flag.value or "" for flag in flags),
         mounts=tuple(known) if len(known) == len(mounts) else (),
-        network=reader.chosen(options.get("network"), _NETWORKS),
-        security=reader.chosen(options.get("security"), _SECURITY),
+        network=reader.chosen(options.get("network"), NETWORKS),
+        security=reader.chosen(options.get("security"), SECURITY),
         **reader.same,
     )
 
@@ -307,7 +302,7 @@ def _opens(word: str, heredocs: list[Heredoc]) -> bool:
 
 
 def _copy(reader: _Reader) -> Instruction:
-    options = reader.options("from chown chmod link parents exclude", repeated=("exclude",))
+    options = reader.options()
     source = reader.text(flag := options.get("from"))
     if flag and re.search(r"\$.", source):
         raise reader.line.error(
@@ -319,7 +314,7 @@ def _copy(reader: _Reader) -> Instruction:
 
 
 def _add(reader: _Reader) -> Instruction:
-    options = reader.options("chown chmod link checksum keep-git-dir unpack exclude", repeated=("exclude",))
+    options = reader.options()
     unpack = options.get("unpack")
     return Add(
         checksum=reader.text(options.get("checksum")),
@@ -330,17 +325,17 @@ def _add(reader: _Reader) -> Instruction:
 
 
 def _env(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Env(pairs=reader.pairs(), **reader.same)
 
 
 def _label(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Label(pairs=reader.pairs(), **reader.same)
 
 
 def _arg(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     arguments = []
     for word in split_words(reader.need("a name; write ARG NAME or ARG NAME=DEFAULT"), reader.escape):
         name, equals, default = word.partition("=")
@@ -351,17 +346,17 @@ def _arg(reader: _Reader) -> Instruction:
 
 
 def _maintainer(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Maintainer(author=reader.need("a name"), **reader.same)
 
 
 def _expose(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Expose(ports=split_blanks(reader.need("a port")), **reader.same)
 
 
 def _volume(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     paths = tuple(path.strip() for path in reader.words("a path"))
     if not paths or "" in paths:
         raise reader.error("VOLUME needs paths that are not empty")
@@ -369,32 +364,32 @@ def _volume(reader: _Reader) -> Instruction:
 
 
 def _user(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return User(user=reader.need("a user; write USER NAME or USER NAME:GROUP"), **reader.same)
 
 
 def _workdir(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Workdir(path=reader.need("a path"), **reader.same)
 
 
 def _stopsignal(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Stopsignal(signal=reader.need("a signal"), **reader.same)
 
 
 def _cmd(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Cmd(command=reader.command("a command; write CMD [] for none"), **reader.same)
 
 
 def _entrypoint(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     return Entrypoint(command=reader.command("a command; write ENTRYPOINT [] for none"), **reader.same)
 
 
 def _shell(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     reader.need('a JSON array; write SHELL ["/bin/bash", "-c"]')
     words = reader.array()
     if not words:
@@ -403,7 +398,7 @@ def _shell(reader: _Reader) -> Instruction:
 
 
 def _healthcheck(reader: _Reader) -> Instruction:
-    options = reader.options("interval timeout start-period start-interval retries")
+    options = reader.options()
     text = reader.need("CMD and a command, or NONE")
     kind, *rest = BLANKS.split(text, maxsplit=1)
     if kind.upper() == "NONE":
@@ -433,7 +428,7 @@ def _healthcheck(reader: _Reader) -> Instruction:
 
 
 def _onbuild(reader: _Reader) -> Instruction:
-    reader.options("")
+    reader.options()
     expression = reader.need("an instruction")
     same = dict(reader.same)
     trigger = reader.read(reader.line.text, reader.start, trigger=True)

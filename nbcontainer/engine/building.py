@@ -146,8 +146,7 @@ def _warn(dockerfile: Dockerfile, context: Context, listener: Listener) -> None:
     for finding in report.findings:
         listener(BuildWarning(check=finding.check, text=finding.message, line=finding.origin.first))
     if report.fatal:
-        finding = report.findings[0]
-        raise finding.origin.error(f"{finding.check}: {finding.message} (the Dockerfile has check=error=true)")
+        raise report.findings[0].fatal()
 
 
 def _export(maker: Maker, chain: Digest | None, kind: str, destination: str) -> None:

@@ -148,12 +148,11 @@ class EngineWorkshop:
         return found
 
     def lent(
-        self, source: CacheSource, platform: str, *, fresh: bool, interrupt: Interrupt, listener: Listener
+        self, source: CacheSource, platform: Platform, *, fresh: bool, interrupt: Interrupt, listener: Listener
     ) -> LentImage:
         """See `Workshop.lent`. Of a name alone the image here counts, as for a run; else the registry's."""
-        wanted = Platform.parse(platform) if platform else Platform.host()
         if source.kind == "local":
-            return lent_by_layout(source.place, wanted, self.content)
+            return lent_by_layout(source.place, platform, self.content)
         if source.kind == "image" and not fresh:
             with contextlib.suppress(ImageNotFound):
                 return lent_by_store(self._session.library.find(source.place), self.content)
@@ -161,7 +160,7 @@ class EngineWorkshop:
             reference = Reference.parse(source.place)
             client = undo.enter_context(self._session.puller(listener)).client
             undo.callback(interrupt.watch(client.close))
-            return lent_by_registry(reference, wanted, client=client, content=self.content, undo=undo)
+            return lent_by_registry(reference, platform, client=client, content=self.content, undo=undo)
 
     # --- RUN --------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import stat
 import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from nbcontainer.errors import BlobNotFound, CorruptContent, InvalidImage, InvalidInput, NotFound
@@ -70,13 +70,14 @@ class LentImage:
 
 def _lent(
     manifest: Manifest,
+    config: ImageConfig,
     config_bytes: bytes,
     content: ContentStore,
     bring: Callable[[Descriptor, Ingest, Callable[[], None]], None],
+    *,
     undo: ExitStack,
 ) -> LentImage:
     """The image, which from here on has `undo` to do; when it cannot be used, the caller still has."""
-    config = ImageConfig.from_json(config_bytes)
     if len(manifest.layers) != len(config.diff_ids):
         raise InvalidImage(f"it has {len(manifest.layers)} layers, but its config lists {len(config.diff_ids)}")
     return LentImage(
@@ -95,7 +96,8 @@ def lent_by_store(image: Image, content: ContentStore) -> LentImage:
     def bring(layer: Descriptor, ingest: Ingest, check: Callable[[], None]) -> None:  # noqa: ARG001 - one shape for all
         raise BlobNotFound(f"its layer {layer.digest.short} is not in the store any more")
 
-    return _lent(image.manifest, content.read(image.record.config, DOCUMENT_LIMIT), content, bring, ExitStack())
+    config_bytes = content.read(image.record.config, DOCUMENT_LIMIT)
+    return _lent(image.manifest, image.config, config_bytes, content, bring, undo=ExitStack())
 
 
 def lent_by_registry(
@@ -110,7 +112,7 @@ def lent_by_registry(
                 check()
                 ingest.write_hashed(chunk)
 
-    return _lent(resolved.manifest, resolved.config_bytes, content, bring, undo)
+    return _lent(resolved.manifest, resolved.config, resolved.config_bytes, content, bring, undo=undo)
 
 
 def lent_by_layout(path: str, platform: Platform, content: ContentStore) -> LentImage:
@@ -135,31 +137,22 @@ def lent_by_layout(path: str, platform: Platform, content: ContentStore) -> Lent
                 check()
                 ingest.write(piece)
 
-        return _lent(document, _document(layout, document.config.digest), content, bring, undo)
+        config_bytes = _document(layout, document.config.digest)
+        return _lent(document, ImageConfig.from_json(config_bytes), config_bytes, content, bring, undo=undo)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-class _Layout(Protocol):
+class _Layout:
     """The files of an OCI layout, by name."""
 
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """A file's bytes; raise `NotFound`."""
-
-    def read(self, name: str, limit: int) -> bytes:
-        """A small file, whole."""
-
-
-class _Files:
-    """What both kinds of layout share."""
-
     def _open(self, name: str) -> tuple[BinaryIO, int]:
-        """The file it is in, at its begin, and its size."""
+        """The file it is in, at its begin, and its size; raise `NotFound`."""
         raise NotImplementedError
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """See `_Layout.pieces`."""
+        """A file's bytes."""
         file, left = self._open(name)
         with file:
             while left and (piece := file.read(min(left, _PIECE))):
@@ -167,7 +160,7 @@ class _Files:
                 yield piece
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `_Layout.read`."""
+        """A small file, whole."""
         data = b""
         for piece in self.pieces(name):
             data += piece
@@ -176,7 +169,7 @@ class _Files:
         return data
 
 
-class _Folder(_Files):
+class _Folder(_Layout):
     """A layout as a folder; links in it are followed inside of it only."""
 
     def __init__(self, fd: int, path: str) -> None:
@@ -195,7 +188,7 @@ class _Folder(_Files):
         return os.fdopen(fd, "rb"), status.st_size
 
 
-class _Archive(_Files):
+class _Archive(_Layout):
     """A layout as a tar without compression: where each file begins is looked up once."""
 
     def __init__(self, fd: int, path: str, places: Mapping[str, tuple[int, int]]) -> None:

@@ -8,37 +8,18 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from nbcontainer.dockerfile.flags import FLAGS, NETWORKS, NOT_TRIGGERED
+from nbcontainer.dockerfile.mounts import MOUNT_TYPES
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["FLAGS", "dockerfile_words", "stage_names"]
+__all__ = ["dockerfile_words", "stage_names"]
 
-_COPIES = ("--chown=", "--chmod=", "--link", "--exclude=")
-FLAGS: dict[str, tuple[str, ...]] = {
-    "ADD": ("--checksum=", *_COPIES, "--keep-git-dir", "--unpack"),
-    "ARG": (),
-    "CMD": (),
-    "COPY": ("--from=", *_COPIES, "--parents"),
-    "ENTRYPOINT": (),
-    "ENV": (),
-    "EXPOSE": (),
-    "FROM": ("--platform=",),
-    "HEALTHCHECK": ("--interval=", "--timeout=", "--start-period=", "--start-interval=", "--retries="),
-    "LABEL": (),
-    "ONBUILD": (),
-    "RUN": ("--mount=type=", "--network=", "--security=sandbox"),
-    "SHELL": (),
-    "STOPSIGNAL": (),
-    "USER": (),
-    "VOLUME": (),
-    "WORKDIR": (),
-}
-"""Every instruction that is worth to be typed, with its flags."""
-
-_VALUES = {
-    "--network=": ("default", "none", "host"),
-    "--mount=type=": ("bind,", "cache,target=", "tmpfs,target=", "secret,id=", "ssh"),
-}
+_DEPRECATED = frozenset({"MAINTAINER"})
+_BEGUN = {"mount": "--mount=type=", "security": "--security=sandbox"}
+"""Flags that go on in one way only, or in one only that a build takes."""
+_FIRST_OPTIONS = {"bind": ",", "cache": ",target=", "tmpfs": ",target=", "secret": ",id="}
 _STAGE = re.compile(r"\s*FROM\s+(?:--\S+\s+)*\S+\s+AS\s+(?P<name>\S+)", re.IGNORECASE)
 
 
@@ -51,11 +32,10 @@ def dockerfile_words(above: Sequence[str], line: str, images: Callable[[], list[
     """The fragment before the cursor, and the words that begin with it; `line` is the cursor's, up to there."""
     *before, fragment = re.split(r"\s+", line.lstrip())
     upper = [word.upper() for word in before]
+    known = [name for name in FLAGS if name not in _DEPRECATED]
     if upper[:1] == ["ONBUILD"]:
         before, upper = before[1:], upper[1:]
-        known = [name for name in FLAGS if name not in {"FROM", "ONBUILD"}]
-    else:
-        known = list(FLAGS)
+        known = [name for name in known if name not in NOT_TRIGGERED]
     if before:
         found = _after(upper[0], before[1:], fragment, stage_names(above), images)
     else:
@@ -91,10 +71,15 @@ def _flags(name: str, fragment: str, stages: list[str], images: Callable[[], lis
         return [f"--from={each}" for each in [*stages, *images()]]
     if fragment.startswith("--mount=") and (source := re.fullmatch(r"(.*,from=)[^,]*", fragment)):
         return [f"{source[1]}{each}" for each in [*stages, *images()]]
-    for flag, values in _VALUES.items():
-        if fragment.startswith(flag) and flag in FLAGS.get(name, ()):
-            return [f"{flag}{value}" for value in values]
-    return list(FLAGS.get(name, ()))
+    if name == "RUN" and fragment.startswith("--network="):
+        return [f"--network={each}" for each in NETWORKS]
+    if name == "RUN" and fragment.startswith("--mount=type="):
+        return [f"--mount=type={each}{_FIRST_OPTIONS.get(each, '')}" for each in MOUNT_TYPES]
+    return [
+        _BEGUN.get(rule.name, f"--{rule.name}{'' if rule.switch else '='}")
+        for rule in FLAGS.get(name, ())
+        if not rule.refusal
+    ]
 
 
 def _starting(fragment: str, words: Sequence[str]) -> list[str]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.model import IdMap, Mount
 
-__all__ = ["ActiveLayer", "SnapshotDirectory", "Snapshotter", "Usage"]
+__all__ = ["ActiveLayer", "HeldLock", "SnapshotDirectory", "Snapshotter", "Usage"]
 
 _RECORD = "snapshot.json"
 _ACTIVE = "active"

@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -378,6 +379,22 @@ def test_submodules(repository: str) -> None:
     assert "to/sub/library/.git" in added(f"{repository}#with-submodules", flags="--keep-git-dir")
     with pytest.raises(RegistryUnreachable, match="cannot be fetched"):
         added(f"{repository}#on-disk")
+
+
+def test_a_deep_repository(repository: str, tmp_path: Path) -> None:
+    """However deep the folders of a commit go, they are looked through for what git keeps."""
+    deep = "d/" * (sys.getrecursionlimit() + 100)
+    commit = f"""\
+commit refs/heads/deep
+committer a <a@b> 0 +0000
+data 0
+M 100644 inline .gitmodules
+data 0
+M 100644 inline {deep}x
+data 0
+"""
+    subprocess.run(["git", "fast-import", "--quiet"], cwd=tmp_path / "served/repo", input=commit.encode(), check=True)
+    assert f"to/{deep}x" in added(f"{repository}#deep")
 
 
 def test_commits(repository: str) -> None:

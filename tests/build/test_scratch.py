@@ -57,6 +57,19 @@ def test_what_a_kill_leaves(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["cache", "scratch-file"]
 
 
+def test_a_deep_tree(tmp_path: Path) -> None:
+    """However deep an archive or a repository goes, its folder is removed."""
+    with Scratch(str(tmp_path)).folder() as path:
+        fd = os.open(path, os.O_RDONLY)
+        for _ in range(sys.getrecursionlimit() + 100):
+            os.mkdir("d", dir_fd=fd)
+            inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        os.close(fd)
+    assert os.listdir(tmp_path) == []
+
+
 def test_no_place(tmp_path: Path) -> None:
     """A store that cannot be written is told as one."""
     scratch = Scratch(str(tmp_path / "none"))

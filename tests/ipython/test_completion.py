@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from IPython.core.completer import provisionalcompleter
 
+from nbcontainer.dockerfile.flags import FLAGS
 from nbcontainer.dockerfile.parser import parse
 from nbcontainer.engine.verbs import VERBS
 from nbcontainer.ipython.completion import completions
-from nbcontainer.ipython.dockerfile_words import FLAGS
+from nbcontainer.ipython.dockerfile_words import dockerfile_words
 from nbcontainer.testing.engine import RecordingEngine
 
 
@@ -158,7 +159,9 @@ def test_every_flag_is_one(name):
     """What is offered can be read."""
     values = {"checksum": "sha256:" + "0" * 64, "retries": "2", "mount": "type=tmpfs,target=/t", "security": "sandbox"}
     rests = {"ADD": "https://h/a /b", "COPY": "a /b", "FROM": "x", "HEALTHCHECK": "CMD a", "RUN": "a"}
-    for flag in FLAGS[name]:
+    offered = dockerfile_words([], f"{name} --", list)[1]
+    assert len(offered) == len([rule for rule in FLAGS[name] if not rule.refusal])
+    for flag in offered:
         word, equals, _ = flag.removeprefix("--").partition("=")
         given = {"network": "none", "platform": "linux/amd64", "chmod": "644"}.get(word, values.get(word, "1s"))
         line = f"{name} --{word}{equals}{given if equals else ''} {rests[name]}"
