@@ -142,24 +142,13 @@ def lent_by_layout(path: str, platform: Platform, content: ContentStore) -> Lent
 
 
 class _Layout(Protocol):
-    """The files of an OCI layout, by name."""
+    """The files of an OCI layout, by name; its two kinds differ in where they are found."""
+
+    def _open(self, name: str) -> tuple[BinaryIO, int]:
+        """The file it is in, at its begin, and its size; raise `NotFound`."""
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """A file's bytes; raise `NotFound`."""
-
-    def read(self, name: str, limit: int) -> bytes:
-        """A small file, whole."""
-
-
-class _Files:
-    """What both kinds of layout share."""
-
-    def _open(self, name: str) -> tuple[BinaryIO, int]:
-        """The file it is in, at its begin, and its size."""
-        raise NotImplementedError
-
-    def pieces(self, name: str) -> Iterator[bytes]:
-        """See `_Layout.pieces`."""
         file, left = self._open(name)
         with file:
             while left and (piece := file.read(min(left, _PIECE))):
@@ -167,7 +156,7 @@ class _Files:
                 yield piece
 
     def read(self, name: str, limit: int) -> bytes:
-        """See `_Layout.read`."""
+        """A small file, whole."""
         data = b""
         for piece in self.pieces(name):
             data += piece
@@ -176,7 +165,7 @@ class _Files:
         return data
 
 
-class _Folder(_Files):
+class _Folder(_Layout):
     """A layout as a folder; links in it are followed inside of it only."""
 
     def __init__(self, fd: int, path: str) -> None:
@@ -195,7 +184,7 @@ class _Folder(_Files):
         return os.fdopen(fd, "rb"), status.st_size
 
 
-class _Archive(_Files):
+class _Archive(_Layout):
     """A layout as a tar without compression: where each file begins is looked up once."""
 
     def __init__(self, fd: int, path: str, places: Mapping[str, tuple[int, int]]) -> None:
