@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core import completer
 
-from nbcontainer.ipython.dockerfile_words import dockerfile_words, stage_names
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -82,6 +80,8 @@ else:  # IPython before 8.6 has no such matchers: no completion there
 
 def _in_dockerfile(context: CompletionContext) -> tuple[str, list[str]]:
     """Options of the build on the cell's first line, and the Dockerfile below it."""
+    from nbcontainer.ipython.dockerfile_words import dockerfile_words, stage_names
+
     above = context.full_text.split("\n")[: context.cursor_line]
     first = _BUILD.match(context.text_until_cursor)
     if first is not None and not any(line.startswith("%%dockerfile") for line in above):

@@ -24,7 +24,6 @@ from nbcontainer.ipython.arguments import expand_body, expander, join_continued,
 from nbcontainer.ipython.asking import asking
 from nbcontainer.ipython.display import Interrupted, LineResult, stands_alone
 from nbcontainer.ipython.streams import OutputWriter
-from nbcontainer.ipython.terminals import run_at_terminal, show_terminal
 from nbcontainer.widgets.buildlog import BuildLog
 from nbcontainer.widgets.progress import PullProgress, choose_display
 
@@ -315,6 +314,8 @@ class NotebookSession:
             )
         if getattr(request, "out", "") or getattr(request, "err", ""):
             raise InvalidOption("what is shown in a terminal goes into no variable; leave --out and --err away")
+        from nbcontainer.ipython.terminals import run_at_terminal, show_terminal
+
         words = self._handed_on(request)
         given = {}
         if isinstance(request, (TypedRun, TypedExec)):
