@@ -15,6 +15,7 @@ from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value, variable_value
 from nbcontainer.engine.door import FAILED, Typed, TypedAttach, TypedBuild, TypedExec, TypedRun, TypedStart, hints
 from nbcontainer.engine.opening import Launched, address, behind_proxy, published_ports
+from nbcontainer.engine.saved import has_terminal
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.tables import Message, Shown
 from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, dispatch
@@ -302,8 +303,7 @@ class NotebookSession:
         if isinstance(request, TypedStart) and not request.interactive:
             return False
         detail = self.engine.inspect(request.container)
-        spec = detail.record.get("spec") if isinstance(detail, ContainerDetail) else None
-        return isinstance(spec, dict) and spec.get("terminal") is True
+        return isinstance(detail, ContainerDetail) and has_terminal(detail.record)
 
     def _at_terminal(self, request: Typed) -> object:
         """Have a terminal opened below the cell, and the line carried out there; or here, in terminal IPython."""
