@@ -164,7 +164,7 @@ class NotebookSession:
                 "with -d the cell is a script and cannot be COMMAND's input; leave COMMAND out, or write one line:"
                 f" %container run -d {request.image} COMMAND"
             )
-        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
+        network = self._network(request)
         asked: dict[str, Any] = {
             "options": replace(request.options, network=network),
             "script": script,
@@ -209,7 +209,7 @@ class NotebookSession:
 
     def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
         command, script, stdin = self._input(request, writer, request.image, f"%container run {request.image}")
-        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
+        network = self._network(request)
         had = network or ("host" if request.failed else self.engine.default_network)
         try:
             with (
@@ -334,10 +334,13 @@ class NotebookSession:
         expand = expander(self._namespace)
         words = [expand(word) for word in fixed if word != "--no-raise-error"]
         words += self.words[len(fixed) :]
-        chosen = str(self._magics.network or "")
-        if isinstance(request, TypedRun) and request.options.network is None and chosen and not request.failed:
-            words[1:1] = ["--network", chosen]
+        if isinstance(request, TypedRun) and request.options.network is None and (network := self._network(request)):
+            words[1:1] = ["--network", network]
         return words
+
+    def _network(self, request: TypedRun) -> Any:
+        """The network that is asked for by the line or the trait, if any; a failed step's is that of its build."""
+        return request.options.network or (None if request.failed else self._magics.network or None)
 
     def _input(
         self, request: TypedRun | TypedExec, writer: OutputWriter | None, where: str, line: str
