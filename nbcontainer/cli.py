@@ -273,13 +273,12 @@ class TerminalSession:
 
     def _launched(self, request: TypedRun) -> object:
         """Docker's answer: the id, and nothing else."""
-        asked: dict[str, Any] = {"options": request.options, "failed": request.failed}
-        with self.pulling(request.image, quiet=request.quiet) as listener:
+        image, command, options = request.image, request.command, request.options
+        with self.pulling(image, quiet=request.quiet) as listener:
             if request.behind == "create":
-                del asked["failed"]
-                summary = self.engine.create(request.image, request.command, listener=listener, **asked)
+                summary = self.engine.create(image, command, options=options, listener=listener)
             else:
-                summary = self.engine.launch(request.image, request.command, listener=listener, **asked)
+                summary = self.engine.launch(image, command, options=options, listener=listener, failed=request.failed)
         return Message(summary.id)
 
     def _attached(self, request: TypedAttach | TypedStart) -> RunResult:

@@ -123,61 +123,25 @@ def attend(
     `on_started` is called when the request is out, `on_accepted` with the pid when there is a process, `on_running`
     when that executes the command.
     """
-    if talk.terminal:
-        return _attend_terminal(talk, start, on_started=on_started, on_accepted=on_accepted, on_running=on_running)
     with contextlib.ExitStack() as undo:
-        out_read, out_write = _pipe(undo)
-        err_read, err_write = _pipe(undo)
-        for end in (out_write, err_write):
-            session.adopt(end.number)
-        given = _input(talk.stdin, undo)
-        connection = start((given.reader.number, out_write.number, err_write.number), None)
+        streams = _terminal(talk.stdin, undo) if talk.terminal else _pipes(session, talk.stdin, undo)
+        given, stdout, stderr = streams.input, streams.stdout, streams.stderr
+        connection = start((given.reader.number, stdout.number, stderr.number), streams.window)
         undo.callback(connection.close)
-        for theirs in (given.reader, out_write, err_write):
+        for theirs in (given.reader, stdout, stderr):
             theirs.close()
         if connection.pid is not None:
             on_accepted(connection.pid)
         on_started()
         outcome = supervise(
             connection,
-            stdout=out_read.number,
-            stderr=err_read.number,
+            stdout=streams.heard[0],
+            stderr=streams.heard[1],
             stdin=given.writer.release() if given.writer else -1,
             feed=given.feed,
             source=given.source,
             asking=talk.stdin if isinstance(talk.stdin, Asking) else None,
-            sink=talk.sink,
-            on_accepted=on_accepted,
-            on_running=on_running,
-            timeout=talk.timeout,
-            grace=talk.grace,
-        )
-        return outcome, connection.resources.verdict(outcome.refused) if connection.resources else Verdict()
-
-
-def _attend_terminal(
-    talk: Talk,
-    start: Starter,
-    *,
-    on_started: Callable[[], None],
-    on_accepted: Callable[[int], None],
-    on_running: Callable[[], None],
-) -> tuple[Outcome, Verdict]:
-    """The same with a terminal, which comes from the container when the command has been started."""
-    source = talk.stdin if isinstance(talk.stdin, Source) else None
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        connection = start((null, null, null), source.window() if source else None)
-    finally:
-        os.close(null)
-    with contextlib.closing(connection):
-        if connection.pid is not None:
-            on_accepted(connection.pid)
-        on_started()
-        outcome = supervise(
-            connection,
-            source=source,
-            terminal=True,
+            terminal=talk.terminal,
             sink=talk.sink,
             on_accepted=on_accepted,
             on_running=on_running,
@@ -217,6 +181,35 @@ class _Input:
     writer: _End | None = None
     feed: bytes = b""
     source: Source | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Streams:
+    """What a command is started with: the container's ends, and `heard`, ours of both outputs, where there are any."""
+
+    input: _Input
+    stdout: _End
+    stderr: _End
+    heard: tuple[int, int] = (-1, -1)
+    window: Window = None
+
+
+def _pipes(session: Session, stdin: Input, undo: contextlib.ExitStack) -> _Streams:
+    out_read, out_write = _pipe(undo)
+    err_read, err_write = _pipe(undo)
+    for end in (out_write, err_write):
+        session.adopt(end.number)
+    given = _input(stdin, undo)
+    return _Streams(input=given, stdout=out_write, stderr=err_write, heard=(out_read.number, err_read.number))
+
+
+def _terminal(stdin: Input, undo: contextlib.ExitStack) -> _Streams:
+    """Nothing but a window's size: the terminal comes from the container when the command has been started."""
+    null = _End(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+    undo.callback(null.close)
+    source = stdin if isinstance(stdin, Source) else None
+    given = _Input(reader=null, source=source)
+    return _Streams(input=given, stdout=null, stderr=null, window=source.window() if source else None)
 
 
 def _input(stdin: Input, undo: contextlib.ExitStack) -> _Input:

@@ -14,9 +14,11 @@ from nbcontainer.model import ContainerSpec, Device, Limits, Mount, Ulimit
 from nbcontainer.model.network import NetworkOptions, PortMapping
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nbcontainer.engine.records import Stored
 
-__all__ = ["saved_spec", "spec_of"]
+__all__ = ["has_terminal", "saved_spec", "spec_of"]
 
 _FOUND_ANEW = frozenset({"id", "root", "script", "scratch", "generation"})
 _NESTED: dict[str, Any] = {"mounts": Mount, "ulimits": Ulimit, "devices": Device}
@@ -52,6 +54,12 @@ def spec_of(stored: Stored) -> ContainerSpec:
         return ContainerSpec(id=stored.id, root=(), **{"argv": (), **values})
     except (TypeError, ValueError, AttributeError) as problem:
         raise StorageError(f"the record of container {stored.id[:12]} is damaged: {problem}") from problem
+
+
+def has_terminal(fields: Mapping[str, Any]) -> bool:
+    """Whether a record tells that its container has a terminal in each of its lives."""
+    saved = fields.get("spec")
+    return isinstance(saved, dict) and saved.get("terminal") is True
 
 
 def _value(name: str, value: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Ticket", "is_ticket", "leave_ticket", "take_ticket"]
+__all__ = ["Ticket", "is_ticket", "leave_ticket", "take_ticket", "ticket_folder"]
 
 _NAME = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _GOOD_FOR = 3600.0
@@ -36,6 +36,11 @@ class Ticket:
     argv: tuple[str, ...]
     directory: str
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def ticket_folder(runtime: str) -> str:
+    """Where kernels and server of one user meet: in Jupyter's folder `runtime`."""
+    return os.path.join(runtime, "nbcontainer")
 
 
 def leave_ticket(folder: str, ticket: Ticket) -> str:

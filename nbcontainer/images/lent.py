@@ -12,7 +12,7 @@ import stat
 import tarfile
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from nbcontainer.errors import BlobNotFound, CorruptContent, InvalidImage, InvalidInput, NotFound
@@ -144,15 +144,14 @@ def lent_by_layout(path: str, platform: Platform, content: ContentStore) -> Lent
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-class _Layout:
-    """The files of an OCI layout, by name."""
+class _Layout(Protocol):
+    """The files of an OCI layout, by name; its two kinds differ in where they are found."""
 
     def _open(self, name: str) -> tuple[BinaryIO, int]:
         """The file it is in, at its begin, and its size; raise `NotFound`."""
-        raise NotImplementedError
 
     def pieces(self, name: str) -> Iterator[bytes]:
-        """A file's bytes."""
+        """A file's bytes; raise `NotFound`."""
         file, left = self._open(name)
         with file:
             while left and (piece := file.read(min(left, _PIECE))):

@@ -7,6 +7,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.error import StdinNotImplementedError
+
 from nbcontainer.runtime.inputs import Asking
 
 if TYPE_CHECKING:
@@ -28,9 +30,7 @@ def asking(shell: Any, last_words: Callable[[], str]) -> Asking:
             line = _ask(shell, secret=secret)
         except EOFError:
             return b""
-        except Exception as problem:
-            if type(problem).__name__ != "StdinNotImplementedError":
-                raise
+        except StdinNotImplementedError:
             sys.stderr.write("hint: the command reads its input, and nobody can be asked here; it gets none\n")
             return b""
         return f"{line}\n".encode("utf-8", "surrogateescape")

@@ -15,6 +15,7 @@ from nbcontainer.build.request import ContextSource
 from nbcontainer.engine.build_verbs import built_message, secret_value, variable_value
 from nbcontainer.engine.door import FAILED, Typed, TypedAttach, TypedBuild, TypedExec, TypedRun, TypedStart, hints
 from nbcontainer.engine.opening import Launched, address, behind_proxy, published_ports
+from nbcontainer.engine.saved import has_terminal
 from nbcontainer.engine.settings import Settings
 from nbcontainer.engine.tables import Message, Shown
 from nbcontainer.engine.verbs import CELL_VERBS, RUN, VERBS, dispatch
@@ -24,7 +25,6 @@ from nbcontainer.ipython.arguments import expand_body, expander, join_continued,
 from nbcontainer.ipython.asking import asking
 from nbcontainer.ipython.display import Interrupted, LineResult, stands_alone
 from nbcontainer.ipython.streams import OutputWriter
-from nbcontainer.ipython.terminals import run_at_terminal, show_terminal
 from nbcontainer.widgets.buildlog import BuildLog
 from nbcontainer.widgets.progress import PullProgress, choose_display
 
@@ -164,7 +164,7 @@ class NotebookSession:
                 "with -d the cell is a script and cannot be COMMAND's input; leave COMMAND out, or write one line:"
                 f" %container run -d {request.image} COMMAND"
             )
-        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
+        network = self._network(request)
         asked: dict[str, Any] = {
             "options": replace(request.options, network=network),
             "script": script,
@@ -209,7 +209,7 @@ class NotebookSession:
 
     def _ran(self, request: TypedRun, writer: OutputWriter) -> object:
         command, script, stdin = self._input(request, writer, request.image, f"%container run {request.image}")
-        network: Any = request.options.network or (None if request.failed else self._magics.network or None)
+        network = self._network(request)
         had = network or ("host" if request.failed else self.engine.default_network)
         try:
             with (
@@ -303,8 +303,7 @@ class NotebookSession:
         if isinstance(request, TypedStart) and not request.interactive:
             return False
         detail = self.engine.inspect(request.container)
-        spec = detail.record.get("spec") if isinstance(detail, ContainerDetail) else None
-        return isinstance(spec, dict) and spec.get("terminal") is True
+        return isinstance(detail, ContainerDetail) and has_terminal(detail.record)
 
     def _at_terminal(self, request: Typed) -> object:
         """Have a terminal opened below the cell, and the line carried out there; or here, in terminal IPython."""
@@ -315,6 +314,8 @@ class NotebookSession:
             )
         if getattr(request, "out", "") or getattr(request, "err", ""):
             raise InvalidOption("what is shown in a terminal goes into no variable; leave --out and --err away")
+        from nbcontainer.ipython.terminals import run_at_terminal, show_terminal
+
         words = self._handed_on(request)
         given = {}
         if isinstance(request, (TypedRun, TypedExec)):
@@ -333,10 +334,13 @@ class NotebookSession:
         expand = expander(self._namespace)
         words = [expand(word) for word in fixed if word != "--no-raise-error"]
         words += self.words[len(fixed) :]
-        chosen = str(self._magics.network or "")
-        if isinstance(request, TypedRun) and request.options.network is None and chosen and not request.failed:
-            words[1:1] = ["--network", chosen]
+        if isinstance(request, TypedRun) and request.options.network is None and (network := self._network(request)):
+            words[1:1] = ["--network", network]
         return words
+
+    def _network(self, request: TypedRun) -> Any:
+        """The network that is asked for by the line or the trait, if any; a failed step's is that of its build."""
+        return request.options.network or (None if request.failed else self._magics.network or None)
 
     def _input(
         self, request: TypedRun | TypedExec, writer: OutputWriter | None, where: str, line: str

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from nbcontainer.engine.tickets import Ticket, leave_ticket
+from nbcontainer.engine.tickets import Ticket, leave_ticket, ticket_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ def show_terminal(words: Sequence[str], settings: Settings, environment: Mapping
 
     argv = (sys.executable, "-m", "nbcontainer", *words)
     ticket = Ticket(argv=argv, directory=os.getcwd(), environment={**_environment(settings), **environment})
-    name = leave_ticket(os.path.join(jupyter_runtime_dir(), "nbcontainer"), ticket)
+    name = leave_ticket(ticket_folder(jupyter_runtime_dir()), ticket)
     line = shlex.join(("nbcontainer", *words))
     sentence = (
         f"for a terminal on the container, type <code>{html.escape(line)}</code> in one of this machine's"

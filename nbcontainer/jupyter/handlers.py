@@ -18,17 +18,12 @@ from jupyter_server.base.handlers import FileFindHandler, JupyterHandler
 from jupyter_server.utils import url_path_join
 from tornado import web
 
-from nbcontainer.engine.tickets import is_ticket, take_ticket
+from nbcontainer.engine.tickets import is_ticket, take_ticket, ticket_folder
 
-__all__ = ["TerminalPage", "add_handlers", "ticket_folder"]
+__all__ = ["TerminalPage", "add_handlers"]
 
 _STATIC = os.path.join(os.path.dirname(os.path.abspath(__file__)), "static")
 _NAME = r"(?P<name>[0-9a-f]{32})"
-
-
-def ticket_folder() -> str:
-    """Where a kernel of the same user leaves its tickets."""
-    return os.path.join(jupyter_runtime_dir(), "nbcontainer")
 
 
 def add_handlers(server: Any) -> None:
@@ -53,7 +48,7 @@ class TerminalPage(JupyterHandler):
     def get(self, name: str) -> None:
         """Show the page; 404 when there is neither a ticket of this name nor a terminal."""
         terminals = self._terminals
-        if terminals is None or not (is_ticket(ticket_folder(), name) or _terminal(name) in terminals.terminals):
+        if terminals is None or not (is_ticket(_tickets(), name) or _terminal(name) in terminals.terminals):
             raise web.HTTPError(404)
         place = os.path.join(_STATIC, "terminal.html")
         with open(place, encoding="utf-8") as file:
@@ -73,7 +68,7 @@ class TerminalPage(JupyterHandler):
             self._refuse("terminals are switched off on this server")
             return
         if terminal not in terminals.terminals:
-            ticket = take_ticket(ticket_folder(), name)
+            ticket = take_ticket(_tickets(), name)
             if ticket is None:
                 self._refuse("this terminal has ended; run the cell again for another one")
                 return
@@ -95,6 +90,10 @@ class TerminalPage(JupyterHandler):
     def _terminals(self) -> Any:
         """The server's manager of terminals, or None where they are switched off."""
         return self.settings.get("terminal_manager") if self.settings.get("terminals_available") else None
+
+
+def _tickets() -> str:
+    return ticket_folder(jupyter_runtime_dir())
 
 
 def _terminal(name: str) -> str:

@@ -67,7 +67,7 @@ def test_shell_in_a_browser(server: Server, browser: Browser, tmp_path_factory: 
     wider = [int(word) for word in see(browser, r"(\d+) (\d+)\s+> ").groups()]
     assert wider[0] > rows
     assert wider[1] > columns
-    browser.type("clear; sleep 1000; echo code $?\n")
+    browser.type("sleep 1000; echo code $?\n")
     see(browser, r"echo code")
     browser.press_control("c")
     browser.type("echo 'a ö $'; exit 3\n")

@@ -123,6 +123,7 @@ class Monitor:
     def serve(self) -> None:
         """All lives of the container."""
         from nbcontainer.engine import control
+        from nbcontainer.engine.saved import has_terminal
         from nbcontainer.engine.service import Service
 
         signal.signal(signal.SIGTERM, self._end)
@@ -132,7 +133,7 @@ class Monitor:
         handlers = {"halt": self._halt, "attach": self._attach}
         thread = threading.Thread(target=control.serve, args=(listener, handlers), name="control", daemon=True)
         try:
-            if _has_terminal(stored):
+            if has_terminal(stored.fields):
                 self._hold_terminal()
             elif service.interactive:
                 self._open_input()
@@ -297,11 +298,6 @@ class Monitor:
         if not self._told_to_end:
             self._told_to_end = True
             raise KeyboardInterrupt
-
-
-def _has_terminal(stored: Stored) -> bool:
-    spec = stored.fields.get("spec")
-    return isinstance(spec, dict) and spec.get("terminal") is True
 
 
 def _was_executed(pid: object) -> bool:
