@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ Starter = Callable[[tuple[int, int, int], "Window"], "Connection"]
 OutputSink = Callable[[Literal["stdout", "stderr"], bytes], None]
 """Called in the calling thread with each piece of output as it arrives."""
 
+_AT_ONCE = 0.0003
+"""Seconds of sleep that let a command begin which waits for our processor."""
 _TAIL = 64 * 1024
 _KEPT = 64 * 1024 * 1024
 
@@ -121,7 +124,8 @@ def attend(
     """Start a command with streams of its own, pump them until it is over; how it ended, and what its limits did.
 
     `on_started` is called when the request is out, `on_accepted` with the pid when there is a process, `on_running`
-    when that executes the command.
+    when that executes the command. What the first two do is left until something is heard, or a moment has passed: the
+    command is woken on our processor, as a rule, and would wait for it.
     """
     with contextlib.ExitStack() as undo:
         streams = _terminal(talk.stdin, undo) if talk.terminal else _pipes(session, talk.stdin, undo)
@@ -130,6 +134,7 @@ def attend(
         undo.callback(connection.close)
         for theirs in (given.reader, stdout, stderr):
             theirs.close()
+        time.sleep(_AT_ONCE)
         if connection.pid is not None:
             on_accepted(connection.pid)
         on_started()

@@ -290,7 +290,7 @@ class NativeRuntime:
         rooms = [_room(spec, stage) for spec, known in zip(specs, plain, strict=True) if known]
         if gates:
             rooms = [replaced(room, gated=True) for room in rooms]
-        message = Expect(rooms=rooms, released=[stage.locate(folder) for folder in released])
+        message = Expect(rooms=rooms, released=[stage.locate(folder) for folder in released], taken=[])
         launcher.expect(message, [gate for gate, known in zip(gates, plain, strict=bool(gates)) if known])
 
     def view(self, root: Sequence[Mount]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from nbcontainer import errors
 from nbcontainer._linux import idmaps, mounts
 from nbcontainer._linux.cgroups import machine_hierarchies
+from nbcontainer._linux.values import replaced
 from nbcontainer.errors import InvalidOption, NbcontainerError, UnsupportedHost
 from nbcontainer.runtime import cgroups
 from nbcontainer.runtime.connection import Connection
@@ -36,7 +37,6 @@ from nbcontainer.runtime.protocol import (
     ProtocolError,
     Ready,
     Run,
-    Taken,
     Task,
     Unshared,
     Visit,
@@ -116,6 +116,7 @@ class Launcher:
         self._host_problem = ""
         self._deaths = 0
         self._offers = Offers()
+        self._taken: list[str] = []
 
     @property
     def pid(self) -> int | None:
@@ -186,21 +187,24 @@ class Launcher:
         if channel is not None:
             with self._lock:
                 self._offers.expect(message.rooms)
+                taken, self._taken = self._taken, []
             with contextlib.suppress(OSError):
-                send(channel, message, tuple(gates))
+                send(channel, replaced(message, taken=taken), tuple(gates))
 
     def _started_in_offer(self, request: Run, stdio: tuple[int, int, int]) -> Connection | None:
-        """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked."""
+        """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked.
+
+        It is told with what is expected next, which has time: woken now, it would take a processor from the command.
+        """
         channel = self._ensure()
         resources = self._resources(None)
         with self._lock:
             if channel is not self._channel:
                 return None
             connection = self._offers.start(channel, request, stdio, resources)
-        if connection is not None:
-            with contextlib.suppress(OSError):
-                send(channel, Taken(request.room.id))
-        return connection
+            if connection is not None:
+                self._taken.append(request.room.id)
+            return connection
 
     def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         """Call ``module:function`` of this package inside the user namespace and wait for what it returns.
@@ -401,6 +405,7 @@ class Launcher:
             self._channel.close()
             self._channel = None
         self._offers.close()
+        self._taken.clear()
         if self._process is not None:
             try:
                 self._process.wait(5)

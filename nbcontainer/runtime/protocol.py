@@ -3,7 +3,7 @@
 One connection lives as long as the launcher (`Configure`, `Unshared`, `Mapped`, `Ready`, then `Run`, `Visit`, `Expect`
 and `Task`). A container's *room* is everything about it that is known before its command: the launcher has the process
 that will become the command `Furnish` it, ahead of the request or with it, and then `Execute`. A room built ahead is an
-`Offer`: then the engine says `Execute` itself, and tells the launcher (`Taken`).
+`Offer`: then the engine says `Execute` itself, and tells the launcher with what it expects next.
 Every container and every task has a control socket of its own, sent along with its request, so answers need no
 dispatcher: `Accepted`, `Started`, `Exited`, `Failed`, `Done` come back there, `Signal` goes there, and either side's
 death is an end of file.
@@ -45,7 +45,6 @@ __all__ = [
     "Run",
     "Signal",
     "Started",
-    "Taken",
     "Task",
     "Unshared",
     "Visit",
@@ -159,11 +158,13 @@ class Run:
 class Expect:
     """Engine to launcher: these rooms are likely to be asked for next; nobody will ask for the `released` folders.
 
-    fds: the gates of rooms that are gated, in order.
+    Those of the ids in `taken` were offered, and have their command now. fds: the gates of rooms that are gated, in
+    order.
     """
 
     rooms: list[Room]
     released: list[str]
+    taken: list[str]
 
 
 @value
@@ -185,13 +186,6 @@ class Invitation:
     `id` is the container's. fds: a claim (see `Offer`), the joiner's pidfd, and its socket, which takes the visit with
     control, stdin, stdout and stderr.
     """
-
-    id: str
-
-
-@value
-class Taken:
-    """Engine to launcher: a room that was offered has its command now."""
 
     id: str
 
@@ -307,7 +301,6 @@ Message = (
     | Expect
     | Offer
     | Invitation
-    | Taken
     | Furnish
     | Execute
     | Task

@@ -50,7 +50,8 @@ RUN = Run(room=ROOM, argv=["sh", "a\udcff"], environment=["A=b"], script="\udcff
 MESSAGES: list[Any] = [
     Configure(store="/s", single_id=True, privileged=False, pool_size=2, pool_idle=300_000, filters={"a": "00"},
               capabilities=[1, 2], modules=[]),
-    Unshared(1), Mapped(), Ready(), RUN, Expect([ROOM, ROOM], ["/a"]), Expect([], []), Furnish(ROOM, ahead=True),
+    Unshared(1), Mapped(), Ready(), RUN, Expect([ROOM, ROOM], ["/a"], ["b"]), Expect([], [], []),
+    Furnish(ROOM, ahead=True),
     Execute(["a"], ["B=c"], ""), Task("a:b", {"c": [1, None, "é"]}), Accepted(7), Started(), Exited(256),
     Failed("X", "why"), Failed("X", "why", 127), Done({"n": 1}), Signal(2), Signal(9, everything=True),
 ]  # fmt: skip
@@ -92,7 +93,7 @@ def test_wrong_fields(message: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "message", [RUN, Furnish(ROOM, ahead=False), Expect([ROOM], [])], ids=lambda each: type(each).__name__
+    "message", [RUN, Furnish(ROOM, ahead=False), Expect([ROOM], [], [])], ids=lambda each: type(each).__name__
 )
 def test_wrong_rooms(message: Any) -> None:
     """A room inside a message is checked like the message."""

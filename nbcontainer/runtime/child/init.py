@@ -45,8 +45,8 @@ __all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report"
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
-_HEARD = 0.02
-"""Seconds for which the first process waits for its report to be heard, at most."""
+_LATER = 0.003
+"""Seconds after which the first process ends when its report is out."""
 
 
 @value
@@ -192,6 +192,7 @@ def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> N
     `refusals` is the open file with what the limit on processes did, or -1.
     """
     control: socket.socket | None = None
+    _rehearse(refusals)
     poll = select.poll()
     poll.register(requests, select.POLLIN)
     poll.register(wake, select.POLLIN)
@@ -216,6 +217,23 @@ def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> N
                 return
 
 
+def _rehearse(refusals: int) -> None:
+    """Go once, without effect, the way on which everybody will wait for us; the command may have ended already.
+
+    What is written to there, reference counts among it, is memory that we share with the launcher until the first
+    write, when the kernel copies it: a hundred and fifty pages.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        socket.send_fds(theirs, [b"."], [theirs.fileno()])
+        _, fds, _, _ = socket.recv_fds(ours, 16, 4)
+        with socket.socket(fileno=fds[0]) as control:
+            poll = select.poll()
+            poll.register(control, select.POLLIN)
+            poll.poll(0)
+            _tell_the_end(control, Exited(0, _refused(refusals)))
+
+
 def _refused(fd: int) -> int:
     """How often the limit was met: ``max 3`` in pids.events (cgroups(7))."""
     with contextlib.suppress(OSError, ValueError):
@@ -226,7 +244,7 @@ def _refused(fd: int) -> int:
 
 
 def _tell_the_end(control: socket.socket, ended: Exited) -> None:
-    """Report how the command ended; where nothing else is left to end, wait a moment until that has been heard.
+    """Report how the command ended; where nothing else is left to end, stay for as long as that is dealt with.
 
     To end takes the kernel a millisecond, for which whoever the report has woken might have to wait.
     """
@@ -235,8 +253,7 @@ def _tell_the_end(control: socket.socket, ended: Exited) -> None:
         try:
             os.waitid(os.P_ALL, 0, os.WNOHANG | os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            control.settimeout(_HEARD)
-            control.recv(1)
+            time.sleep(_LATER)
 
 
 def _reap(command: int) -> int | None:
@@ -272,6 +289,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     built: setup.Built | None = None
     waiting: socket.socket | None = None
     code = 125
+    started = encode(Started())
     while True:
         received = receive(commands)
         if received is None:
@@ -287,11 +305,12 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
                 problem, code = f"the container could not be set up: {type(trouble).__name__}: {trouble}", 125
             if problem and message.ahead:
                 os._exit(125)
+            if built is not None and message.ahead:
+                _rehearse_command(built)
         elif isinstance(message, Execute):
             break
     commands.close()
     control = socket.socket(fileno=fds[0])
-    started = encode(Started())
     with reporting(control):
         if problem or built is None:
             raise setup.SetupError(problem or "the request has no room", code)
@@ -299,6 +318,19 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
             gate.wait(waiting)
         setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
     os._exit(125)
+
+
+def _rehearse_command(built: setup.Built) -> None:
+    """The same for the command (see `_rehearse`)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        send(theirs, Execute(["true"], ["TERM=dumb"], ""), (theirs.fileno(),))
+        received = receive(ours)
+        assert received is not None
+        message, fds = received
+        assert isinstance(message, Execute)
+        with socket.socket(fileno=fds[0]), contextlib.suppress(setup.SetupError):
+            setup.rehearse(built, message)
 
 
 def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:

@@ -33,7 +33,6 @@ from nbcontainer.runtime.protocol import (
     Ready,
     Room,
     Run,
-    Taken,
     Task,
     Unshared,
     Visit,
@@ -242,9 +241,6 @@ class Launcher:
         if isinstance(message, Expect):
             self._expect(message, fds)
             return
-        if isinstance(message, Taken):
-            for prepared in [each for each in self._furnished if each.room is not None and each.room.id == message.id]:
-                self._taken(prepared)
         if not fds:
             return
         self._last_request = _now()
@@ -347,6 +343,8 @@ class Launcher:
                 self._broken = True  # the next request will meet the same problem and report it
 
     def _expect(self, message: Expect, gates: list[int]) -> None:
+        for prepared in [each for each in self._furnished if each.room is not None and each.room.id in message.taken]:
+            self._taken(prepared)
         for room, fd in zip([each for each in message.rooms if each.gated], gates, strict=False):
             self._gates[room.id] = os.dup(fd)
         most = max(0, self._configuration.pool_size - 1)  # one always waits for what nobody expects

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from nbcontainer.runtime.protocol import Execute, Room
 
-__all__ = ["Built", "SetupError", "build_root", "enter_root", "execute", "perform", "settle"]
+__all__ = ["Built", "SetupError", "build_root", "enter_root", "execute", "perform", "rehearse", "settle"]
 
 _IN_ROOT = syscalls.RESOLVE_IN_ROOT | syscalls.RESOLVE_NO_MAGICLINKS
 _NO_LINKS = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
@@ -497,6 +497,12 @@ def execute(built: Built, request: Execute, stdio: tuple[int, int, int], announc
         os.execve(program, request.argv, environment)
     except OSError as problem:
         raise _cannot_execute(request.argv[0], problem) from problem
+
+
+def rehearse(built: Built, request: Execute) -> None:
+    """Do of `execute` what changes nothing; raise `SetupError` as that does."""
+    _enter_working_directory(built.room.working_directory)
+    _find_program(request.argv[0], _environment(request, built))
 
 
 def _fill(fd: int, text: str) -> None:
