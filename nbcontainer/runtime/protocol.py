@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST_FDS",
     "Accepted",
+    "Arrival",
     "Configure",
     "Done",
     "Execute",
@@ -246,6 +247,13 @@ class Visit:
 
 
 @value
+class Arrival:
+    """Joiner to porter: somebody has come to me. fds: the control socket."""
+
+    detached: bool
+
+
+@value
 class Accepted:
     """Launcher to engine: the container has a process; fd: its pidfd. `pid` is as the engine sees it."""
 
@@ -305,6 +313,7 @@ Message = (
     | Execute
     | Task
     | Visit
+    | Arrival
     | Accepted
     | Started
     | Exited

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nbcontainer._linux.identity import parent_of
 from nbcontainer.errors import Conflict, ContainerExit, ContainerStartError, InvalidOption
 from nbcontainer.testing.rootfs import PYTHON
 from tests.integration.test_prepared import LOOK
@@ -93,6 +94,10 @@ def test_same_inside(tier: Tier, visited: Any, options: dict[str, Any]) -> None:
     assert joined == own
 
 
+_INTERNAL_SIGNALS = 0b11 << 31
+"""Numbers 32 and 33 are the C library's own; what it spawns ignores them until its own C library wants them."""
+
+
 def test_joiner_made_ahead_is_the_same(tier: Tier, visited: Any) -> None:
     """What was made ready after one visit is for the next one what a fresh one is; other wishes get a fresh one."""
     look = ("work", PYTHON, "-c", LOOK)
@@ -103,6 +108,7 @@ def test_joiner_made_ahead_is_the_same(tier: Tier, visited: Any) -> None:
         for found in (fresh, ahead):
             for name in ("NSpid", "NSsid"):
                 found["status"].pop(name)
+            found["status"]["SigIgn"] = int(found["status"]["SigIgn"], 16) & ~_INTERNAL_SIGNALS
             found.pop("processes")
         assert ahead == fresh
         time.sleep(0.3)
@@ -190,14 +196,29 @@ def test_a_script_leaves_no_file(visited: Any) -> None:
         assert driver.exec("work", "/bin/sh", "-c", "echo /dev/cell*").stdout == "/dev/cell\n"
 
 
+@pytest.fixture(params=["fresh", "ahead"])
+def join(request: pytest.FixtureRequest) -> Any:
+    """Lend a way to begin a script in `work`: in a joiner made for it, or in one that was made ahead and spawns it."""
+
+    def begin(guest: Driver, script: str) -> None:
+        if request.param == "ahead":
+            assert guest.exec("work", "true").ok
+            time.sleep(0.3)
+            guest.begin_exec("work", "/bin/sh", "-c", script)
+        else:
+            guest.begin_exec("work", script=script)
+
+    return begin
+
+
 @pytest.mark.parametrize(
     "script", [STUBBORN, "sleep 1000 & (sleep 1001 &); trap '' INT TERM; echo ready; sleep 1002; sleep 1003"]
 )
-def test_interrupt_ends_the_command_and_not_the_container(tier: Tier, guest: Driver, script: str) -> None:
+def test_interrupt_ends_the_command_and_not_the_container(tier: Tier, guest: Driver, join: Any, script: str) -> None:
     """■ ends it with what it started, stubborn or orphaned; a daemon that it made, and the container, go on."""
     with working(tier, "echo ready; exec sleep 999") as driver:
         below = driver.processes()
-        guest.begin_exec("work", script=f"setsid sleep 1234 >/dev/null 2>&1 & {script}")
+        join(guest, f"setsid sleep 1234 >/dev/null 2>&1 & {script}")
         guest.wait_for_output(b"ready")
         guest.interrupt()
         result = guest.finish()
@@ -219,10 +240,10 @@ def test_timeout(visited: Any) -> None:
         assert driver.exec("work", "echo", "on").stdout == "on\n"
 
 
-def test_end_of_the_container_ends_the_command(tier: Tier, guest: Driver) -> None:
+def test_end_of_the_container_ends_the_command(tier: Tier, guest: Driver, join: Any) -> None:
     """Who sits in a container that ends is told that it did."""
     with working(tier) as driver:
-        guest.begin_exec("work", script="echo ready; sleep 1000")
+        join(guest, "echo ready; sleep 1000")
         guest.wait_for_output(b"ready")
         with tier.spawn() as third:
             third.call("kill", "work")
@@ -235,7 +256,7 @@ def test_end_of_the_container_ends_the_command(tier: Tier, guest: Driver) -> Non
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_death_of_the_visitor(tier: Tier, detached: bool) -> None:
+def test_death_of_the_visitor(tier: Tier, join: Any, detached: bool) -> None:
     """A notebook that is killed takes along what it runs in another's container, unless that was let go."""
     with working(tier) as driver:
         with tier.spawn() as visitor:
@@ -243,7 +264,7 @@ def test_death_of_the_visitor(tier: Tier, detached: bool) -> None:
                 result = visitor.exec("work", "sleep", "4711", detached=True)
                 assert (result.ok, result.stdout_bytes) == (True, b"")
             else:
-                visitor.begin_exec("work", "sleep", "4711")
+                join(visitor, "exec sleep 4711")
                 wait_until(lambda: _runs(tier, "sleep 4711"), what="it has joined")
             visitor.kill()
         if detached:
@@ -359,10 +380,29 @@ def test_container_in_waiting_is_no_way_to_the_machine(tier: Tier) -> None:
     assert all("just starting" in each or "cannot be entered" in each for each in said), said
 
 
-def test_kill_of_the_command_alone(tier: Tier, guest: Driver) -> None:
+def _command_line(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def test_death_of_who_attends(tier: Tier, guest: Driver, join: Any) -> None:
+    """A command does not go on when the process that attends it is killed."""
+    with working(tier):
+        join(guest, "echo ready; exec sleep 4712")
+        guest.wait_for_output(b"ready")
+        time.sleep(0.1)  # a joiner may be its parent for a moment
+        (command,) = [pid for pid in guest.processes() if _command_line(pid) == b"sleep\0004712\0"]
+        os.kill(parent_of(command), signal.SIGKILL)
+        assert guest.finish()["reason"] == "lost"
+        wait_until(lambda: not _runs(tier, "sleep 4712"), what="it is gone")
+        assert guest.exec("work", "echo", "on").stdout == "on\n"
+
+
+def test_kill_of_the_command_alone(tier: Tier, guest: Driver, join: Any) -> None:
     """A command that is killed from outside is reported as that, and the container lives."""
     with working(tier):
-        guest.begin_exec("work", script="echo ready; exec sleep 1000")
+        join(guest, "echo ready; exec sleep 1000")
         guest.wait_for_output(b"ready")
         with tier.spawn() as other:
             assert other.exec(

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nbcontainer._linux.values import fields_of
 from nbcontainer.runtime.protocol import (
     Accepted,
+    Arrival,
     Configure,
     Done,
     Execute,
@@ -53,6 +54,7 @@ MESSAGES: list[Any] = [
     Unshared(1), Mapped(), Ready(), RUN, Expect([ROOM, ROOM], ["/a"], ["b"]), Expect([], [], []),
     Furnish(ROOM, ahead=True),
     Execute(["a"], ["B=c"], ""), Task("a:b", {"c": [1, None, "é"]}), Accepted(7), Started(), Exited(256),
+    Arrival(detached=True),
     Failed("X", "why"), Failed("X", "why", 127), Done({"n": 1}), Signal(2), Signal(9, everything=True),
 ]  # fmt: skip
 

@@ -41,7 +41,17 @@ if TYPE_CHECKING:
 
     from nbcontainer.runtime.protocol import Room, Run
 
-__all__ = ["Prepared", "Settings", "filter_of", "keep_only", "prepare", "report", "reporting", "tell"]
+__all__ = [
+    "Prepared",
+    "Settings",
+    "filter_of",
+    "keep_only",
+    "prepare",
+    "rehearse_command",
+    "report",
+    "reporting",
+    "tell",
+]
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
@@ -306,7 +316,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
             if problem and message.ahead:
                 os._exit(125)
             if built is not None and message.ahead:
-                _rehearse_command(built)
+                rehearse_command(built)
         elif isinstance(message, Execute):
             break
     commands.close()
@@ -320,7 +330,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     os._exit(125)
 
 
-def _rehearse_command(built: setup.Built) -> None:
+def rehearse_command(built: setup.Built) -> None:
     """The same for the command (see `_rehearse`)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:

@@ -23,14 +23,16 @@ import os
 import select
 import signal
 import socket
+import time
 
 from nbcontainer._linux import identity, processes, syscalls
 from nbcontainer._linux.trees import end_tree
-from nbcontainer._linux.values import replaced, value
+from nbcontainer._linux.values import value
 from nbcontainer.runtime.child import init, setup, stage
 from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.protocol import (
     Accepted,
+    Arrival,
     Execute,
     Exited,
     Furnish,
@@ -46,7 +48,7 @@ from nbcontainer.runtime.protocol import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import NoReturn
 
     from nbcontainer.runtime.protocol import Room
@@ -58,6 +60,12 @@ _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
 _JOINER, _ENTERED = b"joiner ", b"entered"
 _FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
 _ENDED = "the container has just ended"
+_AT_ONCE = 2
+"""Milliseconds for which a joiner waits for the end of its command."""
+_LATER = 0.003
+"""Seconds after which it ends itself, when that has been told: to end takes the kernel a millisecond."""
+_CORE = 0x80
+"""In a wait status: a core was dumped (wait(2))."""
 _CALM = 25
 """Milliseconds without a visitor after which a joiner is made ahead."""
 _IDLE = 10.0
@@ -133,12 +141,13 @@ class Porters:
 class _Guest:
     """One visit: on its way while `pid` is 0."""
 
-    def __init__(self, request: Visit, control: socket.socket, joined: socket.socket) -> None:
+    def __init__(self, control: socket.socket, joined: socket.socket, *, detached: bool, script_path: str = "") -> None:
         self.control = control
         self.joined = joined
-        self.detached = request.detached
-        self.script = os.path.basename(request.script_path)
+        self.detached = detached
+        self.script = os.path.basename(script_path)
         self.joiner = 0
+        self.room: Room | None = None
         self.pid = 0
         self.pidfd = -1
         self.folder = -1
@@ -204,6 +213,7 @@ class _Porter:
 
     def __init__(self, requests: socket.socket, settings: Settings, engine: socket.socket | None) -> None:
         processes.hide_from_tracers()
+        processes.adopt_orphans()
         self._requests = requests
         self._engine = engine
         self._waiting: list[_Waiting] = []  # one, and any that the engine has claimed and not come to yet
@@ -293,7 +303,7 @@ class _Porter:
             return
         finally:
             theirs.close()
-        self._guests.append(_Guest(request, control, joined))
+        self._guests.append(_Guest(control, joined, detached=request.detached, script_path=request.script_path))
         self._poll.register(control, select.POLLIN)
         self._poll.register(joined, select.POLLIN)
 
@@ -304,7 +314,6 @@ class _Porter:
         self._door_pid = os.fork()
         if self._door_pid == 0:
             try:
-                processes.die_with_parent()
                 _keep_door(theirs, request, fds, self._settings)
             finally:
                 os._exit(0)
@@ -357,23 +366,16 @@ class _Porter:
         except (OSError, ProtocolError):
             received = None
         message, fds = received or (None, [])
-        if not isinstance(message, Visit) or len(fds) not in {1, _PIDFD}:
+        if not isinstance(message, Arrival) or len(fds) != 1:
             waiting.joined.close()
+            if isinstance(message, Visit) and len(fds) == _PIDFD:  # another account by now: somebody else must be made
+                self._send_in(message, fds)
             for fd in fds:
                 os.close(fd)
             return
-        if len(fds) == _PIDFD:  # another account by now: somebody else must be made
-            waiting.joined.close()
-            self._send_in(message, fds)
-            for fd in fds:
-                os.close(fd)
-            return
-        guest = _Guest(message, socket.socket(fileno=fds[0]), waiting.joined)
-        guest.joiner = waiting.pid
+        guest = _Guest(socket.socket(fileno=fds[0]), waiting.joined, detached=message.detached)
+        guest.joiner, guest.room = waiting.pid, waiting.room
         self._guests.append(guest)
-        if self._door is not None:
-            with contextlib.suppress(OSError):
-                send(self._door, Furnish(waiting.room, ahead=True))
         self._poll.register(guest.control, select.POLLIN)
         self._poll.register(guest.joined, select.POLLIN)
 
@@ -421,6 +423,9 @@ class _Porter:
             guest.folder = fds[0]
             return
         self._poll.unregister(guest.joined)
+        if guest.room is not None and self._door is not None:
+            with contextlib.suppress(OSError):
+                send(self._door, Furnish(guest.room, ahead=True), tuple(fds))
         if not said:
             self._leave(guest)
             return
@@ -438,11 +443,15 @@ class _Porter:
         The engine speaks only to end it. A command that obeys may have started others that do not (a shell's background
         processes ignore SIGINT), so those in its session end with it.
         """
-        guest.ending = not guest.detached
         try:
             received = receive(guest.control)
         except (OSError, ProtocolError):
             received = None
+        if guest.pidfd >= 0 and identity.has_ended(guest.pidfd):  # and the engine has heard of that before us
+            if received is None:
+                self._poll.unregister(guest.control)
+            return
+        guest.ending = not guest.detached
         if received is not None and isinstance(received[0], Signal) and not received[0].everything:
             if guest.pid:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -516,6 +525,7 @@ class _Door:
         self._settings = settings
         self._problem = problem
         self._last: Room | None = None
+        self._guarded: list[int] = []
 
     def serve(self, requests: socket.socket) -> None:
         """Until the porter is gone, or this is a door that leads nowhere and has said so."""
@@ -527,15 +537,30 @@ class _Door:
                 continue
             received = receive(requests)
             if received is None:
+                self._end_guarded()
                 return
             message, fds = received
             if isinstance(message, Furnish):  # the last joiner made ahead has somebody: make another
                 self._last = message.room
+                self._guard(fds)
                 continue
             assert isinstance(message, Visit)
             self._let_in(message, fds, requests)
             if self._problem:  # the next visitor may find it solved, by another door
                 return
+
+    def _guard(self, pidfds: list[int]) -> None:
+        """Remember commands that nobody's end would end: a parent's does, but theirs was a joiner."""
+        for ended in [each for each in self._guarded if identity.has_ended(each)]:
+            self._guarded.remove(ended)
+            os.close(ended)
+        self._guarded += pidfds
+
+    def _end_guarded(self) -> None:
+        """The porter is gone, by whatever death: end whom it attended."""
+        for pidfd in self._guarded:
+            with contextlib.suppress(PermissionError):  # another user by its own doing
+                identity.send_signal(pidfd, signal.SIGKILL)
 
     def _let_in(self, request: Visit, fds: list[int], requests: socket.socket) -> None:
         control, joined = socket.socket(fileno=fds[0]), socket.socket(fileno=fds[1])
@@ -599,6 +624,8 @@ class _Door:
             accounts = _accounts()
             built = self._settled(room, "")
             processes.die_with_parent()  # a change of identity has undone it
+            spawns = setup.can_spawn(room)
+            _rehearse(built)
             request, fds = receive(requests) or (None, [])
             if not isinstance(request, Visit):
                 os._exit(0)
@@ -607,9 +634,10 @@ class _Door:
                 send(joined, request, tuple(fds))
                 os._exit(0)
             control = socket.socket(fileno=fds[0])
-            send(joined, replaced(request, argv=[], environment=[]), (fds[0],))
+            send(joined, Arrival(request.detached), (fds[0],))
+            start = _spawn if spawns and not request.detached else _become
             with init.reporting(control):
-                _become(built, request, control, joined, [-1, *fds])
+                start(built, request, control, joined, [-1, *fds])
         finally:
             os._exit(125)
 
@@ -678,17 +706,72 @@ def _show_folder(path: str, joined: socket.socket) -> None:
     os.close(folder)
 
 
-def _arrive(joined: socket.socket, *, detached: bool) -> None:
-    """Become visible in the container: go on as another child of the porter, which is told who that is."""
-    processes.hide_from_tracers()  # a change of identity has undone it
+def _rehearse(built: setup.Built) -> None:
+    """Go once, without effect, the way of the next visit (see `init.rehearse_command`)."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        send(theirs, Visit(built.room, [], [], "", "", "", detached=False), (theirs.fileno(),))
+        _, fds = receive(ours) or (None, [])
+        with socket.socket(fileno=fds[0]) as control:
+            send(control, Arrival(detached=False), (control.fileno(),))
+            send(control, Exited(0))
+        init.rehearse_command(built)
+
+
+@contextlib.contextmanager
+def _becoming_visible() -> Iterator[None]:
+    """Say what it means when the kernel makes no process in the container's pid namespace."""
     try:
-        pid, pidfd = processes.clone_sibling()
+        yield
     except OSError as problem:
         if problem.errno == errno.EAGAIN:
             raise setup.SetupError(_FULL) from problem
         if problem.errno == errno.ENOMEM:  # what fork(2) says of a pid namespace whose PID 1 has ended
             raise setup.SetupError(_ENDED) from problem
         raise
+
+
+def _spawn(built: setup.Built, request: Visit, control: socket.socket, joined: socket.socket, fds: list[int]) -> None:
+    """Start the command as a child and leave it to the porter, which adopts it when we end.
+
+    That takes a millisecond in which nobody would hear of an end, so one that comes at once is told from here; the
+    porter's word is a second one then, which nobody waits for.
+    """
+    with _becoming_visible():
+        pid = setup.spawn(built, Execute.of(request), (fds[2], fds[3], fds[4]))
+    for stream in fds[2:]:  # whoever listens to it hears its end
+        os.close(stream)
+    pidfd = processes.pidfd_open(pid)
+    try:
+        socket.send_fds(joined, [b"%d" % pid], [pidfd])
+    except OSError:  # nobody is there to adopt it
+        identity.send_signal(pidfd, signal.SIGKILL)
+        raise
+    status = _ended_at_once(pid, pidfd)
+    send(control, Started() if status is None else Exited(status))
+    if status is not None:
+        time.sleep(_LATER)
+    os._exit(0)
+
+
+def _ended_at_once(pid: int, pidfd: int) -> int | None:
+    """The wait status of a child that ends within moments; it stays to be collected."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(_AT_ONCE):
+        return None
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert ended is not None
+    if ended.si_code == os.CLD_EXITED:
+        return ended.si_status << 8
+    return ended.si_status | (_CORE if ended.si_code == os.CLD_DUMPED else 0)
+
+
+def _arrive(joined: socket.socket, *, detached: bool) -> None:
+    """Become visible in the container: go on as another child of the porter, which is told who that is."""
+    processes.hide_from_tracers()  # a change of identity has undone it
+    with _becoming_visible():
+        pid, pidfd = processes.clone_sibling()
     if pid:
         socket.send_fds(joined, [b"%d" % pid], [pidfd])
         os._exit(0)
