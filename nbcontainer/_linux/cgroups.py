@@ -15,6 +15,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from nbcontainer._linux.processes import read_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -123,8 +125,8 @@ def _offered(point: str) -> frozenset[str]:
 
 
 def _text(path: str) -> str:
-    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read()
+    with contextlib.suppress(OSError):
+        return read_text(path)
     return ""
 
 
@@ -205,9 +207,7 @@ class KernelFiles:
 
     def read(self, path: str) -> str:
         """See `CgroupFiles.read`."""
-        with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
-            return file.read()
-        return ""
+        return _text(path)
 
     def write(self, path: str, text: str) -> None:
         """See `CgroupFiles.write`."""

@@ -14,7 +14,7 @@ import os
 import select
 import signal
 
-from nbcontainer._linux.processes import pidfd_open
+from nbcontainer._linux.processes import pidfd_open, read_text
 
 __all__ = [
     "boot_id",
@@ -49,8 +49,8 @@ def parent_of(pid: int) -> int:
 
 def pid_of(pidfd: int) -> int:
     """The pid, as we count, of the process behind a pidfd; raise `ProcessLookupError` when it is over and collected."""
-    with open(f"/proc/self/fdinfo/{pidfd}", encoding="ascii") as file:
-        fields = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+    lines = read_text(f"/proc/self/fdinfo/{pidfd}").splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     pid = int(fields.get("Pid", "-1"))
     if pid <= 0:
         raise ProcessLookupError(errno.ESRCH, "the process is over")
@@ -60,8 +60,7 @@ def pid_of(pidfd: int) -> int:
 def _stat(pid: int) -> list[str]:
     """The fields of ``/proc/PID/stat`` from the state on (the name before it may hold anything)."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()
+        return read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except FileNotFoundError as problem:
         raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from problem
 
@@ -131,8 +130,7 @@ def first_child(parent: int) -> int:
     The kernel appends those it inherits (orphans), so a first process's own first child comes first.
     """
     try:
-        with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
-            children = file.read().split()
+        children = read_text(f"/proc/{parent}/task/{parent}/children").split()
     except FileNotFoundError:  # it is gone, or the kernel was built without this file
         children = [str(pid) for pid in _children_by_looking(parent)]
     if not children:

@@ -11,13 +11,13 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nbcontainer._linux.cgroups import machine_hierarchies
+from nbcontainer._linux.cgroups import machine_hierarchies, membership
 from nbcontainer._linux.values import replaced
 from nbcontainer.errors import InvalidOption, UnsupportedHost
 from nbcontainer.model import Limits
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
 from nbcontainer.runtime.devices import device_nodes
-from nbcontainer.runtime.groups import make_group
+from nbcontainer.runtime.groups import group_in, make_group, places_in
 from nbcontainer.runtime.launcher import Launcher, LauncherSettings
 from nbcontainer.runtime.protocol import Expect, Room, Run, Visit
 from nbcontainer.runtime.resources import Borrowed
@@ -254,9 +254,10 @@ class NativeRuntime:
         argv, environment, size = list(spec.argv), list(spec.environment), window or (0, 0)
         request = Visit(room, argv, environment, script, script_path, "", detached, *size)
         known, where = process.hierarchies, (process.pid, process.pidfd)
+        member = membership(process.pid, known)
         ours = self._launcher if self.pid == process.launcher else None
-        connection = self._visitors.visit(request, where, stdio, known, launcher=ours)
-        connection.resources = Borrowed(process.pid, process.first, known)
+        connection = self._visitors.visit(request, where, stdio, places_in(member), launcher=ours)
+        connection.resources = Borrowed(group_in(member, known), process.first)
         return connection
 
     def _own(self, room: Room, spec: ContainerSpec, *, cgroups: int) -> Room:

@@ -41,11 +41,12 @@ __all__ = [
     "Verdict",
     "change_limits",
     "entrances_to",
+    "group_in",
     "group_of",
     "late_folders",
     "make_group",
     "open_controller",
-    "places_of",
+    "places_in",
 ]
 
 _PATIENCE = 2.0
@@ -300,9 +301,13 @@ def _cannot_keep(controllers: frozenset[str] | set[str], problem: CgroupRefusal)
 
 def group_of(pid: int, known: tuple[Hierarchy, ...], files: CgroupFiles | None = None) -> Group:
     """The group in which a process lives, as the kernel tells it; one without controllers when it lives in none."""
+    return group_in(membership(pid, known), known, files)
+
+
+def group_in(member: Mapping[str, str], known: tuple[Hierarchy, ...], files: CgroupFiles | None = None) -> Group:
+    """The same for who is known to be a `member` of these cgroups."""
     files = files or KernelFiles()
     group = Group({}, files)
-    member = membership(pid, known)
     for hierarchy in known:
         folder = ours(member.get(hierarchy.point, ""))
         if folder:
@@ -312,9 +317,9 @@ def group_of(pid: int, known: tuple[Hierarchy, ...], files: CgroupFiles | None =
     return group
 
 
-def places_of(pid: int, known: tuple[Hierarchy, ...]) -> list[str]:
-    """The folders of this package's cgroups in which a process is, sorted; none for one that is over."""
-    return sorted({folder for folder in membership(pid, known).values() if ours(folder)})
+def places_in(member: Mapping[str, str]) -> list[str]:
+    """The folders of this package's cgroups among those of a member, sorted; none for a process that is over."""
+    return sorted({folder for folder in member.values() if ours(folder)})
 
 
 def entrances_to(places: Sequence[str]) -> list[int]:

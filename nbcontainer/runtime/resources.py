@@ -46,12 +46,12 @@ class Held(Protocol):
 class Borrowed:
     """A container's resources as a guest has them: looked at, and nobody's to give back.
 
-    `command` and `first` are the container's own command and its PID 1, `known` the machine's hierarchies.
+    `group` is that of its own command, `first` its PID 1.
     """
 
-    def __init__(self, command: int, first: int, known: tuple[Hierarchy, ...]) -> None:
+    def __init__(self, group: Group, first: int) -> None:
         self._first = first
-        self._group = group_of(command, known)
+        self._group = group
         self._before = self._group.counts()
 
     def verdict(self, refused: int = 0) -> Verdict:

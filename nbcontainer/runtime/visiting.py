@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from nbcontainer._linux.values import replaced
 from nbcontainer.errors import Conflict
 from nbcontainer.runtime.connection import Connection
-from nbcontainer.runtime.groups import entrances_to, places_of
+from nbcontainer.runtime.groups import entrances_to
 from nbcontainer.runtime.joining import refusal
 from nbcontainer.runtime.launcher import child_environment
 from nbcontainer.runtime.protocol import send
@@ -27,7 +27,6 @@ from nbcontainer.runtime.protocol import send
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.runtime.launcher import Launcher
     from nbcontainer.runtime.protocol import Configure, Visit
 
@@ -52,17 +51,16 @@ class Visitors:
         request: Visit,
         process: tuple[int, int],
         stdio: tuple[int, int, int],
-        known: tuple[Hierarchy, ...],
+        places: Sequence[str],
         *,
         launcher: Launcher | None,
     ) -> Connection:
         """Start a command beside `process`, the pid and pidfd of a container's own command.
 
-        `known` are the machine's hierarchies, `launcher` is ours when the container is, too. Raises `Conflict` when it
-        cannot be entered (any more).
+        `places` are its cgroups, `launcher` is ours when the container is, too. Raises `Conflict` when it cannot be
+        entered (any more).
         """
         pid, pidfd = process
-        places = places_of(pid, known)
         request = replaced(request, places="\0".join(places))
         connection = launcher.invited(request, stdio) if launcher is not None else None
         if connection is not None:
