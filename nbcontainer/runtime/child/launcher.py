@@ -177,6 +177,7 @@ class Launcher:
         self._pool_idle = configuration.pool_idle / 1000
         self._filters = {name: bytes.fromhex(text) for name, text in configuration.filters.items()}
         self._ready: list[init.Prepared] = []
+        self._pool_network = configuration.pool_network
         self._furnished: list[init.Prepared] = []
         self._expected: list[Room] = []
         self._gates: dict[str, int] = {}
@@ -268,8 +269,8 @@ class Launcher:
         self._close_gates()
         furnished = prepared is not None
         if prepared is None:
-            suits = room.network == self._configuration.pool_network
-            prepared = self._ready.pop() if suits and self._ready else self._prepare(room.network)
+            self._keep_ready(room.network)
+            prepared = self._one_ready(room.network)
         self._left.discard(room.scratch)
         self._running[prepared.pid] = room.scratch
         try:
@@ -328,10 +329,23 @@ class Launcher:
             for prepared in [*self._furnished, *self._ready]:
                 self._let_go(prepared)
             return
-        expected = self._unfurnished()
-        if expected and self._ready:
-            self._furnish(expected[0], self._ready.pop())
+        for room in self._unfurnished()[:1]:
+            try:
+                self._furnish(room, self._one_ready(room.network))
+            except OSError:  # whoever asks for it will meet the same problem and report it
+                self._expected.remove(room)
         self._refill()
+
+    def _keep_ready(self, network: str) -> None:
+        """Keep ready what is asked for now: the next one wants the same network, as a rule."""
+        if network != self._pool_network:
+            self._pool_network = network
+            for prepared in [*self._ready]:
+                self._let_go(prepared)
+
+    def _one_ready(self, network: str) -> init.Prepared:
+        """A container-to-be with this network: one that waits, or one made now."""
+        return self._ready.pop() if self._ready and network == self._pool_network else self._prepare(network)
 
     def _lacking(self) -> bool:
         return not self._broken and len(self._ready) + len(self._furnished) < self._configuration.pool_size
@@ -339,7 +353,7 @@ class Launcher:
     def _refill(self) -> None:
         if self._lacking():
             try:
-                self._ready.append(self._prepare(self._configuration.pool_network))
+                self._ready.append(self._prepare(self._pool_network))
             except OSError:
                 self._broken = True  # the next request will meet the same problem and report it
 
@@ -349,13 +363,7 @@ class Launcher:
         for room, fd in zip([each for each in message.rooms if each.gated], gates, strict=False):
             self._gates[room.id] = os.dup(fd)
         most = max(0, self._configuration.pool_size - 1)  # one always waits for what nobody expects
-        self._expected = (
-            [*self._expected, *(room for room in message.rooms if room.network == self._configuration.pool_network)][
-                -most:
-            ]
-            if most
-            else []
-        )
+        self._expected = [*self._expected, *message.rooms][-most:] if most else []
         self._close_gates()
         for folder in message.released:
             self._left.discard(folder)
@@ -375,8 +383,9 @@ class Launcher:
         gate = self._gates.pop(room.id, -1)
         try:
             prepared.furnish(room, [gate] if room.gated else [], ahead=True)
-        except OSError:  # it died while it waited: collected by `_reap`
-            self._ready.append(prepared)
+        except OSError:  # it died while it waited
+            self._let_go(prepared)
+            self._count_death()
             return
         finally:
             if gate >= 0:
@@ -450,8 +459,11 @@ class Launcher:
         for prepared in [each for each in self._ready if each.pid == pid]:
             self._ready.remove(prepared)
             prepared.close()
-            self._died_waiting += 1
-            self._broken = self._died_waiting >= _MOST_DEATHS
+            self._count_death()
+
+    def _count_death(self) -> None:
+        self._died_waiting += 1
+        self._broken = self._died_waiting >= _MOST_DEATHS
 
     # --- cgroups ----------------------------------------------------------------------------------------------------
 
