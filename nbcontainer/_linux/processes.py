@@ -17,7 +17,6 @@ import struct
 from nbcontainer._linux.syscalls import MACHINE, failure, prctl, setns, syscall
 
 __all__ = [
-    "adopt_orphans",
     "bring_loopback_up",
     "clone_into",
     "clone_sibling",
@@ -45,7 +44,6 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 _PIECE = 1 << 14
-_PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_SECCOMP = 22
@@ -97,14 +95,6 @@ def clone_sibling() -> tuple[int, int]:
 def pidfd_open(pid: int) -> int:
     """A descriptor of a process, readable when it has ended (pidfd_open(2), Linux 5.3)."""
     return syscall("pidfd_open", _SYS_pidfd_open, pid, 0, subject=pid)
-
-
-def adopt_orphans() -> None:
-    """Have what is left by processes below us become our children (prctl(2), PR_SET_CHILD_SUBREAPER).
-
-    Not across pid namespaces: in each, its own first process comes before.
-    """
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent() -> None:

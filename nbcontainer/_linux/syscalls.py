@@ -104,7 +104,10 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def set_child_subreaper() -> None:
-    """Make this process the parent of its descendants' orphans (prctl(2), PR_SET_CHILD_SUBREAPER)."""
+    """Make this process the parent of its descendants' orphans (prctl(2), PR_SET_CHILD_SUBREAPER).
+
+    Not across pid namespaces: in each, its own first process comes before.
+    """
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

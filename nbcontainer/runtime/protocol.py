@@ -69,9 +69,9 @@ class ProtocolError(Exception):
 class Configure:
     """Engine to launcher, first: how containers are made here. fds: the user namespace to join, if there is one.
 
-    `pool_idle` is in milliseconds, `pool_network` is that of containers kept ready at first; `filters` travel as hex by name.
-    `modules` are what tasks will need: imported at once, because inside the namespace container root may not be allowed
-    to read the interpreter's own files (root's home is closed to it).
+    `pool_idle` is in milliseconds, `pool_network` is that of containers kept ready at first; `filters` travel as hex by
+    name. `modules` are what tasks will need: imported at once, because inside the namespace container root may not be
+    allowed to read the interpreter's own files (root's home is closed to it).
     """
 
     store: str

@@ -196,7 +196,7 @@ class Launcher:
         )
         self._porters = visits.Porters(visiting, self._become_helper, self._channel)
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        processes.adopt_orphans()  # what a killed porter leaves: a container waits for who collects it
+        syscalls.set_child_subreaper()  # what a killed porter leaves: a container waits for who collects it
         signal.signal(signal.SIGCHLD, _note)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):

@@ -73,7 +73,7 @@ def main(fd: int, pidfd: int, memory: int = -1) -> NoReturn:
         with contextlib.suppress(OSError):
             send(channel, Failed("Conflict", str(problem)))
         os._exit(1)
-    processes.adopt_orphans()  # what a killed porter leaves: a container waits for who collects it
+    syscalls.set_child_subreaper()  # what a killed porter leaves: a container waits for who collects it
     # children of which nobody wants to hear are collected by the kernel (wait(2), "NOTES")
     for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(ignored, signal.SIG_IGN)

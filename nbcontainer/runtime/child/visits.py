@@ -213,7 +213,7 @@ class _Porter:
 
     def __init__(self, requests: socket.socket, settings: Settings, engine: socket.socket | None) -> None:
         processes.hide_from_tracers()
-        processes.adopt_orphans()
+        syscalls.set_child_subreaper()
         self._requests = requests
         self._engine = engine
         self._waiting: list[_Waiting] = []  # one, and any that the engine has claimed and not come to yet
