@@ -18,14 +18,14 @@ import re
 import textwrap
 from argparse import Namespace
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from nbcontainer.errors import InvalidOption
 from nbcontainer.model import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from nbcontainer.engine.door import Door, Session
 
@@ -84,6 +84,11 @@ class Option:
         return max(self.flags, key=len).lstrip("-").replace("-", "_")
 
     @property
+    def unset(self) -> Any:
+        """Its value where it is not given."""
+        return False if not self.metavar else () if self.many else None
+
+    @property
     def label(self) -> str:
         """``-e, --env NAME=VALUE``, as help shows it."""
         return f"{', '.join(self.flags)} {self.metavar}".rstrip()
@@ -127,6 +132,14 @@ class Verb:
     examples: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
     door: Door | None = None
+    _unset: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def unset(self) -> Mapping[str, Any]:
+        """The values of its options where none is given, by name; worked out once, since a line has few of many."""
+        if not self._unset:
+            self._unset.update({option.name: option.unset for option in self.options if not option.refusal})
+        return self._unset
 
     @property
     def takes_command(self) -> bool:
@@ -164,12 +177,9 @@ def parse(
     """
     scanner = _Scanner(verb, door)
     scanner.scan(words)
-    values = Namespace()
-    for option in verb.options:
-        if not option.refusal:
-            setattr(
-                values, option.name, _option_value(option, scanner.options.get(option, []), substitute, scanner.help)
-            )
+    values = Namespace(**verb.unset)
+    for option, texts in scanner.options.items():
+        setattr(values, option.name, _option_value(option, texts, substitute, scanner.help))
     if verb.takes_command and not scanner.words and default_image:
         scanner.words.append(default_image)
     _assign_positionals(verb, scanner, substitute, values)
@@ -247,9 +257,9 @@ class _Scanner:
 
 
 def _option_value(option: Option, texts: list[str], substitute: Callable[[str], str], help_hint: str) -> Any:
-    """The value of one option: a bool, a tuple, or the last one given (as docker has it); None when absent."""
+    """The value of an option that was given: true, a tuple, or the last one (as docker has it)."""
     if not option.metavar:
-        return bool(texts)
+        return True
     values = []
     for text in texts:
         written = substitute(text)
@@ -257,9 +267,7 @@ def _option_value(option: Option, texts: list[str], substitute: Callable[[str], 
             allowed = " or ".join((", ".join(option.choices[:-1]), option.choices[-1])) if option.choices[1:] else ""
             raise InvalidOption(f"{max(option.flags, key=len)} must be {allowed}, not {written!r}; {help_hint}")
         values.append(option.read(written))
-    if option.many:
-        return tuple(values)
-    return values[-1] if values else None
+    return tuple(values) if option.many else values[-1]
 
 
 def _assign_positionals(verb: Verb, scanner: _Scanner, substitute: Callable[[str], str], values: Namespace) -> None:
