@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildCache", "MadeLayer"]
 
+_ASIDE = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
 _LONGEST = 64 << 20
 """Of an entry, in bytes; a word may list every file that a COPY takes of a stage."""
 
@@ -138,13 +139,17 @@ class BuildCache:
 
     def _write(self, path: str, fields: dict[str, Any]) -> None:
         directory = os.path.dirname(path)
+        aside = os.path.join(directory, f".{secrets.token_hex(8)}.tmp")
         with storage_faults("remember a build step", path):
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=directory, prefix=".", suffix=".tmp", delete=False) as aside:
-                try:
-                    json.dump(fields, aside)
-                    aside.flush()
-                    os.rename(aside.name, path)
-                except BaseException:
-                    os.unlink(aside.name)
-                    raise
+            try:
+                fd = os.open(aside, _ASIDE, 0o600)
+            except FileNotFoundError:
+                os.makedirs(directory, mode=0o700, exist_ok=True)
+                fd = os.open(aside, _ASIDE, 0o600)
+            try:
+                with open(fd, "wb") as file:
+                    file.write(json.dumps(fields).encode())
+                os.rename(aside, path)
+            except BaseException:
+                os.unlink(aside)
+                raise

@@ -6,6 +6,7 @@ an unknown one could not be verified, and what cannot be verified is not stored.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from dataclasses import dataclass
@@ -60,8 +61,12 @@ class Digest:
         return f"{self.algorithm}:{self.hex}"
 
 
+@functools.lru_cache(maxsize=1024)
 def chain_id(parent: Digest | None, diff_id: Digest) -> Digest:
-    """The name of a layer applied on `parent` (OCI image-spec config.md, "Layer ChainID")."""
+    """The name of a layer applied on `parent` (OCI image-spec config.md, "Layer ChainID").
+
+    Remembered, because a build asks for all of a stage's at each of its steps.
+    """
     if parent is None:
         return diff_id
     return Digest.of(f"{parent} {diff_id}".encode())

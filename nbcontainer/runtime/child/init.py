@@ -27,6 +27,7 @@ from nbcontainer.runtime.protocol import (
     Furnish,
     Offer,
     ProtocolError,
+    Room,
     Signal,
     Started,
     encode,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
-    from nbcontainer.runtime.protocol import Room, Run
+    from nbcontainer.runtime.protocol import Run
 
 __all__ = [
     "Prepared",
@@ -55,6 +56,22 @@ __all__ = [
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
+_NO_ROOM = Room(
+    id="",
+    operations=[{"op": "", "lower": [""]}],
+    working_directory="",
+    user="",
+    hostname="",
+    network="",
+    filter="",
+    no_new_privileges=True,
+    capabilities=[_CAP_KILL],
+    read_only_root=False,
+    script=False,
+    scratch="",
+    generation="",
+    rlimits={},
+)
 _LATER = 0.003
 """Seconds after which the first process ends when its report is out."""
 
@@ -300,6 +317,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     waiting: socket.socket | None = None
     code = 125
     started = encode(Started())
+    _rehearse_furnishing()
     while True:
         received = receive(commands)
         if received is None:
@@ -341,6 +359,16 @@ def rehearse_command(built: setup.Built) -> None:
         assert isinstance(message, Execute)
         with socket.socket(fileno=fds[0]), contextlib.suppress(setup.SetupError):
             setup.rehearse(built, message)
+
+
+def _rehearse_furnishing() -> None:
+    """The same for what comes before (see `_rehearse`): a hundred of the pages that a room has to copy."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        send(theirs, Furnish(_NO_ROOM, ahead=False), (theirs.fileno(),))
+        _, fds = receive(ours) or (None, [])
+        for fd in fds:
+            os.close(fd)
 
 
 def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:
