@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from nbcontainer.engine import files, host_image, resources
 from nbcontainer.engine.attending import Input, OutputSink
+from nbcontainer.engine.command_line import nearest
 from nbcontainer.engine.commit import commit
 from nbcontainer.engine.disk import disk_usage, tree_size
 from nbcontainer.engine.executing import ExecRequest, execute
@@ -59,11 +60,13 @@ from nbcontainer.engine.volume_use import anonymous_of
 from nbcontainer.errors import (
     Conflict,
     ContainerNotFound,
+    Denied,
     ImageNotFound,
     InvalidInput,
     InvalidOption,
     InvalidReference,
     NotFound,
+    RegistryUnreachable,
     UnsupportedHost,
     VolumeNotFound,
 )
@@ -102,6 +105,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "OutputSink"]
 
+_NO_SUCH_IMAGE = (Denied, ImageNotFound, RegistryUnreachable)
+"""How registries, and machines without one, answer to the name of an image that is none."""
 _REMOVAL_PATIENCE = 2.0
 """Seconds a removal waits for builds and pulls to end before it takes only names away."""
 
@@ -963,8 +968,23 @@ class Engine:
                 f"image {reference.familiar!r} is not here, and --pull never forbids fetching it; "
                 "`%container pull` it first"
             )
-        with lock_store(self.settings.root, shared=True), self._connect().puller(listener) as puller:
-            return puller.pull(reference, wanted, listener)
+        try:
+            with lock_store(self.settings.root, shared=True), self._connect().puller(listener) as puller:
+                return puller.pull(reference, wanted, listener)
+        except _NO_SUCH_IMAGE as problem:
+            hint = nearest(image, self._names_here())
+            if not hint:
+                raise
+            kind = next(each for each in _NO_SUCH_IMAGE if isinstance(problem, each))
+            raise kind(f"{problem}{hint}") from problem
+
+    def _names_here(self) -> Iterator[str]:
+        """What images that are here can be called, with their tags and, for the latest ones, without."""
+        yield host_image.HOST_IMAGE
+        for record in self._library.refs.list():
+            name = record.reference.familiar
+            yield name
+            yield name.removesuffix(":latest")
 
     def _subject(self, image: str, options: RunOptions, listener: Listener) -> Subject:
         """What a container of `image` is made of; pulls it when it has to."""

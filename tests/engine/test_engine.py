@@ -18,6 +18,7 @@ from nbcontainer.errors import (
     InvalidOption,
     InvalidReference,
     NotFound,
+    RegistryUnreachable,
 )
 from nbcontainer.testing.registry import InProcessRegistry
 from nbcontainer.testing.rootfs import root_layer
@@ -90,6 +91,15 @@ def test_host_is_no_ordinary_image(engine: Engine) -> None:
             refused()
 
 
+def test_mistyped_host(root: str) -> None:
+    """Where no registry can be asked, a name near to one that is here is answered with that."""
+    with Engine(Settings(root=root, mirrors={"docker.io": ("http://127.0.0.1:9",)})) as engine:
+        with pytest.raises(RegistryUnreachable, match=r"; did you mean host[?]$"):
+            engine.run("hots", ["true"])
+        with pytest.raises(RegistryUnreachable, match=r"[^?]$"):
+            engine.run("nonesuch", ["true"])
+
+
 def test_command_and_script(engine: Engine) -> None:
     """A run is of a command or of a script, not both."""
     with pytest.raises(InvalidOption, match="not both"):
@@ -116,6 +126,13 @@ class TestRuns:
         assert len(engine.remove_image("mine:v1").deleted) == 1
         assert engine.disk_usage().lines[0].size == 0
         assert len(dict(engine.info().items)) > 5
+
+    def test_mistyped_image(self, engine: Engine, registry: InProcessRegistry) -> None:
+        """So is one that the registry does not know."""
+        name = registry.reference("tiny")
+        engine.pull(name)
+        with pytest.raises(ImageNotFound, match=rf"; did you mean {name.removesuffix(':latest')}[?]$"):
+            engine.run(registry.reference("tinny").removesuffix(":latest"), ["true"])
 
     def test_close_ends_everything(self, engine: Engine) -> None:
         """Closing, twice too, ends a container that runs in another thread; the engine can be used again."""
