@@ -255,7 +255,7 @@ class Arrival:
 
 @value
 class Accepted:
-    """Launcher to engine: the container has a process; fd: its pidfd. `pid` is as the engine sees it."""
+    """Launcher to engine, joiner to door: there is a process; fd: its pidfd. `pid` is as the engine sees it."""
 
     pid: int
 

@@ -194,7 +194,8 @@ def test_restart_from_another_notebook(tier: Tier) -> None:
     with tier.spawn() as driver:
         begin(
             driver,
-            "trap 'exit 5' TERM; echo ready; [ -e /root/again ] && exit 3; touch /root/again; sleep 1000 & wait",
+            "trap 'exit 5' TERM; [ -e /root/again ] && { echo ready; exit 3; }; touch /root/again; echo ready;"
+            " sleep 1000 & wait",
             name="work",
         )
         result = tier.driver.start("work", restart=True)

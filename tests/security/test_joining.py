@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -93,6 +94,102 @@ def test_lurker(exposed: Tier, way: str, signals: str, added: tuple[str, ...]) -
     assert found["met"] >= 15
     assert found["found"] == []
     assert found["other"] == []
+
+
+LEASE = """
+import ctypes, os, signal, time
+with open("/bin/sh", "rb") as file, open("/tmp/held", "wb") as copy:
+    copy.write(file.read())
+os.chmod("/tmp/held", 0o755)
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+F_SETLEASE, F_WRLCK = 1024, 1
+assert ctypes.CDLL(None).fcntl(os.open("/tmp/held", os.O_RDWR), F_SETLEASE, F_WRLCK) == 0
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+@OWN_TIER
+@pytest.mark.parametrize("way", ["own", "another"])
+def test_execve_held(exposed: Tier, way: str) -> None:
+    """A command whose program somebody inside has leased waits in its execve, and can be ended there.
+
+    It is a child that shares its joiner's memory, of which nobody has told the porter yet.
+    """
+    with hostile(exposed, way, python(LEASE)) as guest:
+        assert guest.exec("work", "/bin/true").ok
+        time.sleep(0.3)
+        result = guest.exec("work", "/tmp/held", "-c", "echo hi", timeout=0.5)
+        assert (result.reason, result.exit_code) == ("timeout", 137)
+        assert result.detail.endswith("the command with all that it started has ended")
+        assert guest.exec("work", "/bin/echo", "on").stdout == "on\n"
+
+
+def porter_of(guest: Driver) -> int:
+    """The pid of the process that attends what joins: its children are in the container's mount namespace."""
+    for pid in sorted(guest.processes()):
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+            theirs = {os.stat(f"/proc/{child}/ns/mnt").st_ino for child in children}
+            if len(children) == 2 and len(theirs) == 1 and os.stat(f"/proc/{pid}/ns/mnt").st_ino not in theirs:
+                return pid
+    raise AssertionError("there is no porter with a door and a joiner")
+
+
+@OWN_TIER
+def test_late_porter(exposed: Tier) -> None:
+    """A command that has ended by itself leaves behind what it left behind, also when its porter hears of that late."""
+    with hostile(exposed, "own", WAITING) as guest:
+        for seconds in range(7700, 7705):
+            assert guest.exec("work", "/bin/true").ok
+            time.sleep(0.2)
+            porter = porter_of(guest)
+            os.kill(porter, signal.SIGSTOP)
+            assert guest.exec("work", "/bin/sh", "-c", f"sleep {seconds} >/dev/null 2>&1 & :").ok
+            os.kill(porter, signal.SIGCONT)
+            time.sleep(0.3)
+            assert f"sleep {seconds}" in {each.command for each in guest.call("top", "work")}
+
+
+@OWN_TIER
+def test_porter_killed_before_it_has_heard(exposed: Tier) -> None:
+    """A command ends with its porter, even with one that was hung when it began."""
+    with hostile(exposed, "own", WAITING) as guest:
+        assert guest.exec("work", "/bin/true").ok
+        time.sleep(0.3)
+        porter = porter_of(guest)
+        os.kill(porter, signal.SIGSTOP)
+        guest.begin_exec("work", "/bin/sleep", "7702")
+        time.sleep(0.3)
+        os.kill(porter, signal.SIGKILL)
+        assert guest.finish()["reason"] == "lost"
+        wait_until(
+            lambda: "sleep 7702" not in {each.command for each in guest.call("top", "work")}, what="the command ends"
+        )
+
+
+MOUNTED = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+os.mkdir("/tmp/m")
+assert libc.mount(b"t", b"/tmp/m", b"tmpfs", 0, None) == 0
+print("ready", flush=True)
+while not os.path.exists("/tmp/go"):
+    time.sleep(0.05)
+time.sleep(0.5)
+with open("/tmp/said", "w") as file:
+    print(libc.umount(b"/tmp/m"), file=file)
+time.sleep(1000)
+"""
+
+
+@OWN_TIER
+def test_no_joiner_sits_in_the_working_directory(exposed: Tier) -> None:
+    """What a visit worked in can be unmounted after it, although the next joiner waits already."""
+    with hostile(exposed, "own", python(MOUNTED), cap_add=("SYS_ADMIN",)) as guest:
+        assert guest.exec("work", "/bin/sh", "-c", "echo >/tmp/go", working_directory="/tmp/m").ok
+        wait_until(lambda: guest.exec("work", "/bin/cat", "/tmp/said").stdout != "", what="it has tried")
+        assert guest.exec("work", "/bin/cat", "/tmp/said").stdout == "0\n"
 
 
 @pytest.mark.parametrize("way", ["command", "interpreter"])

@@ -547,7 +547,7 @@ def spawn(built: Built, request: Execute, stdio: tuple[int, int, int]) -> int:
         for source in stdio:
             _give(source, account)
         _become(account, room)
-        processes.hide_from_tracers()  # which that has undone
+    processes.hide_from_tracers()  # a change of identity has undone it, be it long ago
     _enter_working_directory(room.working_directory)
     program = _find_program(request.argv[0], environment)
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(stdio)]
@@ -560,9 +560,15 @@ def spawn(built: Built, request: Execute, stdio: tuple[int, int, int]) -> int:
 
 
 def rehearse(built: Built, request: Execute) -> None:
-    """Do of `execute` what changes nothing; raise `SetupError` as that does."""
-    _enter_working_directory(built.room.working_directory)
-    _find_program(request.argv[0], _environment(request, built))
+    """Do of `execute` what changes nothing; raise `SetupError` as that does.
+
+    Nobody stays in the working directory: who waits there would keep a container from unmounting it.
+    """
+    try:
+        _enter_working_directory(built.room.working_directory)
+        _find_program(request.argv[0], _environment(request, built))
+    finally:
+        os.chdir("/")
 
 
 def _fill(fd: int, text: str) -> None:

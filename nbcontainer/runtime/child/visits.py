@@ -24,6 +24,7 @@ import select
 import signal
 import socket
 import time
+from functools import partial
 
 from nbcontainer._linux import identity, processes, syscalls
 from nbcontainer._linux.trees import end_tree
@@ -60,6 +61,8 @@ _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
 _JOINER, _ENTERED = b"joiner ", b"entered"
 _FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
 _ENDED = "the container has just ended"
+_AGAIN = 20
+"""Milliseconds after which it is looked again for a command that is to end before it has begun."""
 _AT_ONCE = 2
 """Milliseconds for which a joiner waits for the end of its command."""
 _LATER = 0.003
@@ -154,6 +157,11 @@ class _Guest:
         self.wanted = True
         self.ending = False
 
+    @property
+    def unborn(self) -> bool:
+        """Whether nobody wants its command any more, of which we have not heard yet."""
+        return not self.wanted and not self.pid and self.joiner > 0
+
     def close(self) -> None:
         """Let go of everything, and take away the text that the command was made from."""
         if self.folder >= 0:
@@ -245,9 +253,10 @@ class _Porter:
 
     def _serve(self) -> None:
         while self._open or self._guests or self._waiting:
-            ready = [fd for fd, _ in self._poll.poll(None if self._guests else _IDLE * 1000)]
+            ready = [fd for fd, _ in self._poll.poll(self._patience())]
             if not ready and not self._guests:
                 return
+            self._end_unborn()
             for fd in ready[:1]:  # what is done for one may close another, and its number be given to somebody new
                 if fd == self._wake:
                     self._collect()
@@ -261,6 +270,29 @@ class _Porter:
                     self._welcome()
                 else:
                     self._hear(fd)
+
+    def _patience(self) -> int | None:
+        """Milliseconds to wait for something to do."""
+        if not self._guests:
+            return int(_IDLE * 1000)
+        return _AGAIN if any(guest.unborn for guest in self._guests) else None
+
+    def _end_unborn(self) -> None:
+        """End the commands that nobody wants any more, and that somebody keeps from their execve.
+
+        A joiner hears of its child when that has executed the program, and we by the joiner. Somebody in the container
+        can stop the child before, or have the program leased. When the child is killed, the joiner goes on.
+        """
+        for guest in self._guests:
+            if guest.unborn:
+                with contextlib.suppress(ProcessLookupError):  # the joiner is ours to collect: its number is its own
+                    joiner = processes.pidfd_open(guest.joiner)
+                    try:
+                        child = identity.open_child(guest.joiner, joiner)
+                        identity.send_signal(child, signal.SIGKILL)
+                        os.close(child)
+                    finally:
+                        os.close(joiner)
 
     def _receive(self) -> bool:
         """Take a new guest; False when there are no more."""
@@ -376,8 +408,9 @@ class _Porter:
         guest = _Guest(socket.socket(fileno=fds[0]), waiting.joined, detached=message.detached)
         guest.joiner, guest.room = waiting.pid, waiting.room
         self._guests.append(guest)
-        self._poll.register(guest.control, select.POLLIN)
+        # in this order: where both have something, the command has come before whatever the engine says of it
         self._poll.register(guest.joined, select.POLLIN)
+        self._poll.register(guest.control, select.POLLIN)
 
     def _close_door(self) -> None:
         """Nobody can be let in any more: there will be another porter for those who come."""
@@ -396,7 +429,7 @@ class _Porter:
         for waiting in self._waiting:
             waiting.end()
         for guest in self._guests:
-            if guest.joiner and not guest.pid:
+            if guest.joiner:  # also one that has told all: frozen, it would not let us adopt its command
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(guest.joiner, signal.SIGKILL)
 
@@ -425,7 +458,7 @@ class _Porter:
         self._poll.unregister(guest.joined)
         if guest.room is not None and self._door is not None:
             with contextlib.suppress(OSError):
-                send(self._door, Furnish(guest.room, ahead=True), tuple(fds))
+                send(self._door, Furnish(guest.room, ahead=True))
         if not said:
             self._leave(guest)
             return
@@ -463,6 +496,8 @@ class _Porter:
         guest.wanted = False  # one on its way cannot be stopped without losing sight of what it has made
         if guest.pid:
             end_tree(guest.pid)
+        else:
+            self._end_unborn()
 
     def _collect(self) -> None:
         """Look for children that have ended."""
@@ -482,9 +517,15 @@ class _Porter:
         status = os.waitpid(pid, 0)[1]
         if guest is not None:
             self._ended(guest, status)
-        elif pid == self._door_pid:
+            return
+        if pid == self._door_pid:
             self._close_door()
-        elif all(each.pid != pid for each in self._waiting) and all(each.joiner != pid for each in self._guests):
+            return
+        for each in self._guests:
+            if each.joiner == pid:
+                each.joiner = 0  # its number may be somebody else's now
+                return
+        if all(each.pid != pid for each in self._waiting):
             self._early[pid] = status  # a command whose arrival has not been heard of yet, perhaps
 
     def _ended(self, guest: _Guest, status: int) -> None:
@@ -526,35 +567,51 @@ class _Door:
         self._problem = problem
         self._last: Room | None = None
         self._guarded: list[int] = []
+        self._spawned, self._to_guard = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
     def serve(self, requests: socket.socket) -> None:
         """Until the porter is gone, or this is a door that leads nowhere and has said so."""
+        try:
+            self._serve(requests)
+        finally:
+            self._guard()
+            self._end_guarded()
+
+    def _serve(self, requests: socket.socket) -> None:
         poll = select.poll()
-        poll.register(requests, select.POLLIN)
+        for channel in (requests, self._spawned):
+            poll.register(channel, select.POLLIN)
         while True:
-            if not poll.poll(_CALM if self._last is not None else None):
+            ready = poll.poll(_CALM if self._last is not None else None)
+            if not ready:
                 self._prepare(requests)
+                continue
+            self._guard()
+            if all(fd != requests.fileno() for fd, _ in ready):
                 continue
             received = receive(requests)
             if received is None:
-                self._end_guarded()
                 return
             message, fds = received
             if isinstance(message, Furnish):  # the last joiner made ahead has somebody: make another
                 self._last = message.room
-                self._guard(fds)
                 continue
             assert isinstance(message, Visit)
             self._let_in(message, fds, requests)
             if self._problem:  # the next visitor may find it solved, by another door
                 return
 
-    def _guard(self, pidfds: list[int]) -> None:
-        """Remember commands that nobody's end would end: a parent's does, but theirs was a joiner."""
+    def _guard(self) -> None:
+        """Remember commands that nobody's end would end: a parent's does, but theirs was a joiner, which has told us.
+
+        Those that have ended are forgotten.
+        """
         for ended in [each for each in self._guarded if identity.has_ended(each)]:
             self._guarded.remove(ended)
             os.close(ended)
-        self._guarded += pidfds
+        with contextlib.suppress(BlockingIOError):
+            while (told := receive(self._spawned, wait=False)) is not None:
+                self._guarded += told[1]
 
     def _end_guarded(self) -> None:
         """The porter is gone, by whatever death: end whom it attended."""
@@ -635,7 +692,7 @@ class _Door:
                 os._exit(0)
             control = socket.socket(fileno=fds[0])
             send(joined, Arrival(request.detached), (fds[0],))
-            start = _spawn if spawns and not request.detached else _become
+            start = partial(_spawn, guard=self._to_guard) if spawns and not request.detached else _become
             with init.reporting(control):
                 start(built, request, control, joined, [-1, *fds])
         finally:
@@ -731,7 +788,15 @@ def _becoming_visible() -> Iterator[None]:
         raise
 
 
-def _spawn(built: setup.Built, request: Visit, control: socket.socket, joined: socket.socket, fds: list[int]) -> None:
+def _spawn(
+    built: setup.Built,
+    request: Visit,
+    control: socket.socket,
+    joined: socket.socket,
+    fds: list[int],
+    *,
+    guard: socket.socket,
+) -> None:
     """Start the command as a child and leave it to the porter, which adopts it when we end.
 
     That takes a millisecond in which nobody would hear of an end, so one that comes at once is told from here; the
@@ -741,11 +806,12 @@ def _spawn(built: setup.Built, request: Visit, control: socket.socket, joined: s
         pid = setup.spawn(built, Execute.of(request), (fds[2], fds[3], fds[4]))
     for stream in fds[2:]:  # whoever listens to it hears its end
         os.close(stream)
-    pidfd = processes.pidfd_open(pid)
     try:
+        pidfd = processes.pidfd_open(pid)
+        send(guard, Accepted(pid), (pidfd,))
         socket.send_fds(joined, [b"%d" % pid], [pidfd])
-    except OSError:  # nobody is there to adopt it
-        identity.send_signal(pidfd, signal.SIGKILL)
+    except OSError:  # nobody is there to adopt it; it is ours, so its number is its own
+        os.kill(pid, signal.SIGKILL)
         raise
     status = _ended_at_once(pid, pidfd)
     send(control, Started() if status is None else Exited(status))
@@ -760,8 +826,9 @@ def _ended_at_once(pid: int, pidfd: int) -> int | None:
     poll.register(pidfd, select.POLLIN)
     if not poll.poll(_AT_ONCE):
         return None
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    assert ended is not None
+    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    if ended is None:  # somebody traces it, and has not looked yet
+        return None
     if ended.si_code == os.CLD_EXITED:
         return ended.si_status << 8
     return ended.si_status | (_CORE if ended.si_code == os.CLD_DUMPED else 0)
