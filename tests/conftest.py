@@ -17,7 +17,7 @@ from tests.harness.users import mirrored_python, user_with_range, user_without_r
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_USERS = ("range", "single", "")
+_USERS = ("range", "single", "", "")
 
 __all__ = ["debian_root", "leaks", "mirrored_python", "no_leaks", "user_with_range", "user_without_range"]
 
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tell a story as ourselves and, two of three of them, as one kind of user, which its name decides; or as all.
+    """Tell a story as ourselves and, every other one of them, as one kind of user, which its name decides; or as all.
 
     ``NBCONTAINER_TEST_TIERS=all`` asks. A test that names its tiers has those.
     """
@@ -65,7 +65,7 @@ def _is_left_out(item: pytest.Item) -> bool:
     tier = item.callspec.params.get("person")
     if tier not in {"range", "single"} or any("person" in mark.args[0] for mark in item.iter_markers("parametrize")):
         return False
-    return tier != _USERS[zlib.crc32(item.originalname.encode()) % len(_USERS)]  # of the three the last is nobody
+    return tier != _USERS[zlib.crc32(item.originalname.encode()) % len(_USERS)]  # of the four two are nobody
 
 
 def _required(config: pytest.Config) -> set[str]:
