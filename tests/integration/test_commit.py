@@ -124,7 +124,7 @@ def test_commit_while_it_runs(tier: Tier) -> None:
 
 def test_commit_of_a_container_held_still(tier: Tier) -> None:
     """With pause nothing is written meanwhile, so two files that grow together are alike; afterwards it goes on."""
-    script = "echo ready; while :; do echo x >> /root/a; echo x >> /root/b; done"
+    script = "touch /root/a /root/b; echo ready; while :; do echo x >> /root/a; echo x >> /root/b; done"
     with tier.spawn() as keeper:
         keeper.begin_run(script=script, name="busy", remove=True)
         keeper.wait_for_output(b"ready")

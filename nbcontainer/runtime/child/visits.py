@@ -58,7 +58,7 @@ __all__ = ["Porters", "Settings"]
 
 _NAMESPACES = processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS | processes.CLONE_NEWCGROUP
 _CONTROL, _PIDFD, _ENTRANCES = 0, 4, slice(5, None)
-_JOINER, _ENTERED = b"joiner ", b"entered"
+_JOINER, _ENTERED, _TOLD = b"joiner ", b"entered", b"told"
 _FULL = "the container's limit on processes (--pids-limit, --ulimit nproc) is reached; no further one can start"
 _ENDED = "the container has just ended"
 _AGAIN = 20
@@ -155,6 +155,7 @@ class _Guest:
         self.pidfd = -1
         self.folder = -1
         self.wanted = True
+        self.told = False
         self.ending = False
 
     @property
@@ -447,15 +448,21 @@ class _Porter:
                 return
 
     def _arrived(self, guest: _Guest) -> None:
-        """The door has made a joiner, the joiner a command; or it is over with them and there is none."""
+        """The door has made a joiner, the joiner a command, of which it may have told the end; or there is none."""
         said, fds, _, _ = socket.recv_fds(guest.joined, 64, 1)
+        if said == _TOLD:
+            guest.told = True
+            return
         if said.startswith(_JOINER):
             guest.joiner = int(said.removeprefix(_JOINER))
             return
         if said == _ENTERED:
             guest.folder = fds[0]
             return
-        self._poll.unregister(guest.joined)
+        if guest.room is None or not said:
+            self._poll.unregister(guest.joined)
+        if guest.pid:  # the joiner of a spawned one has left
+            return
         if guest.room is not None and self._door is not None:
             with contextlib.suppress(OSError):
                 send(self._door, Furnish(guest.room, ahead=True))
@@ -480,9 +487,8 @@ class _Porter:
             received = receive(guest.control)
         except (OSError, ProtocolError):
             received = None
-        if guest.pidfd >= 0 and identity.has_ended(guest.pidfd):  # and the engine has heard of that before us
-            if received is None:
-                self._poll.unregister(guest.control)
+        if guest.told and received is None:  # it has ended, the engine knows, and what it has left may stay
+            self._poll.unregister(guest.control)
             return
         guest.ending = not guest.detached
         if received is not None and isinstance(received[0], Signal) and not received[0].everything:
@@ -814,8 +820,12 @@ def _spawn(
         os.kill(pid, signal.SIGKILL)
         raise
     status = _ended_at_once(pid, pidfd)
-    send(control, Started() if status is None else Exited(status))
-    if status is not None:
+    if status is None:
+        send(control, Started())
+    else:
+        with contextlib.suppress(OSError):  # before the engine, whose goodbye would else be a wish to end what it left
+            joined.send(_TOLD)
+        send(control, Exited(status))
         time.sleep(_LATER)
     os._exit(0)
 
