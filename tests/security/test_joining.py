@@ -485,7 +485,10 @@ def test_frozen_while_joining(tier: Tier) -> None:
                 guest.finish(within=15)
             except Raised as raised:
                 assert raised.is_ours, raised.kinds
-            other.call("unpause", "work")
+            try:
+                other.call("unpause", "work")
+            except Raised as raised:  # the end of a command that was frozen has let the container go on
+                assert str(raised) == "container work is not paused"
         assert guest.exec("work", "echo", "on").stdout == "on\n"
         wait_until(lambda: len(tier.driver.call("top", "work")) == 1, what="no command is left")
 
