@@ -179,8 +179,8 @@ def last_capability() -> int:
         return int(file.read())
 
 
-def read_text(path: str, errors: str = "surrogateescape") -> str:
-    """The text of a kernel file, in half the time that `open` takes; bytes that are not UTF-8 as `errors` says.
+def read_text(path: str) -> str:
+    """The text of a kernel file, without the text layer of `open`, which takes two fifths of the time.
 
     Raises `OSError` as open(2) and read(2).
     """
@@ -191,7 +191,7 @@ def read_text(path: str, errors: str = "surrogateescape") -> str:
             data += piece
     finally:
         os.close(fd)
-    return data.decode(errors=errors)
+    return data.decode(errors="surrogateescape")
 
 
 def write_text(path: str, text: str) -> None:

@@ -124,8 +124,8 @@ def attend(
     """Start a command with streams of its own, pump them until it is over; how it ended, and what its limits did.
 
     `on_started` is called when the request is out, `on_accepted` with the pid when there is a process, `on_running`
-    when that executes the command. What the first two do is left until something is heard, or a moment has passed: the
-    command is woken on our processor, as a rule, and would wait for it.
+    when that executes the command. One whose pid is known at once we have woken ourselves, on our own processor as a
+    rule, for which it would wait: so first we sleep for a moment.
     """
     with contextlib.ExitStack() as undo:
         streams = _terminal(talk.stdin, undo) if talk.terminal else _pipes(session, talk.stdin, undo)
@@ -134,8 +134,8 @@ def attend(
         undo.callback(connection.close)
         for theirs in (given.reader, stdout, stderr):
             theirs.close()
-        time.sleep(_AT_ONCE)
         if connection.pid is not None:
+            time.sleep(_AT_ONCE)
             on_accepted(connection.pid)
         on_started()
         outcome = supervise(

@@ -40,15 +40,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import NoReturn
 
-    from nbcontainer.runtime.protocol import Run
+    from nbcontainer.runtime.protocol import Message, Run
 
 __all__ = [
+    "LATER",
     "Prepared",
     "Settings",
     "filter_of",
     "keep_only",
     "prepare",
     "rehearse_command",
+    "rehearse_message",
     "report",
     "reporting",
     "tell",
@@ -56,24 +58,28 @@ __all__ = [
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
-_NO_ROOM = Room(
-    id="",
-    operations=[{"op": "", "lower": [""]}],
-    working_directory="",
-    user="",
-    hostname="",
-    network="",
-    filter="",
-    no_new_privileges=True,
-    capabilities=[_CAP_KILL],
-    read_only_root=False,
-    script=False,
-    scratch="",
-    generation="",
-    rlimits={},
+LATER = 0.003
+"""Seconds after which a process ends that has reported an end: to end takes the kernel a millisecond."""
+_FURNISHING = Furnish(
+    Room(
+        id="",
+        operations=[{"op": "", "lower": [""]}],
+        working_directory="",
+        user="",
+        hostname="",
+        network="",
+        filter="",
+        no_new_privileges=True,
+        capabilities=[_CAP_KILL],
+        read_only_root=False,
+        script=False,
+        scratch="",
+        generation="",
+        rlimits={},
+    ),
+    ahead=False,
 )
-_LATER = 0.003
-"""Seconds after which the first process ends when its report is out."""
+"""What a room's building begins with, for a rehearsal: a hundred of the pages that it copies are copied then."""
 
 
 @value
@@ -280,7 +286,7 @@ def _tell_the_end(control: socket.socket, ended: Exited) -> None:
         try:
             os.waitid(os.P_ALL, 0, os.WNOHANG | os.WEXITED | os.WNOWAIT)
         except ChildProcessError:
-            time.sleep(_LATER)
+            time.sleep(LATER)
 
 
 def _reap(command: int) -> int | None:
@@ -317,7 +323,7 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     waiting: socket.socket | None = None
     code = 125
     started = encode(Started())
-    _rehearse_furnishing()
+    rehearse_message(_FURNISHING)
     while True:
         received = receive(commands)
         if received is None:
@@ -350,25 +356,20 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
 
 def rehearse_command(built: setup.Built) -> None:
     """The same for the command (see `_rehearse`)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        send(theirs, Execute(["true"], ["TERM=dumb"], ""), (theirs.fileno(),))
-        received = receive(ours)
-        assert received is not None
-        message, fds = received
-        assert isinstance(message, Execute)
-        with socket.socket(fileno=fds[0]), contextlib.suppress(setup.SetupError):
-            setup.rehearse(built, message)
+    request = Execute(["true"], ["TERM=dumb"], "")
+    rehearse_message(request)
+    with contextlib.suppress(setup.SetupError):
+        setup.rehearse(built, request)
 
 
-def _rehearse_furnishing() -> None:
-    """The same for what comes before (see `_rehearse`): a hundred of the pages that a room has to copy."""
+def rehearse_message(message: Message) -> None:
+    """Send a message to ourselves, and hear it (see `_rehearse`)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        send(theirs, Furnish(_NO_ROOM, ahead=False), (theirs.fileno(),))
+        send(theirs, message, (theirs.fileno(),))
         _, fds = receive(ours) or (None, [])
         for fd in fds:
-            os.close(fd)
+            socket.socket(fileno=fd).close()
 
 
 def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:

@@ -65,8 +65,6 @@ _AGAIN = 20
 """Milliseconds after which it is looked again for a command that is to end before it has begun."""
 _AT_ONCE = 2
 """Milliseconds for which a joiner waits for the end of its command."""
-_LATER = 0.003
-"""Seconds after which it ends itself, when that has been told: to end takes the kernel a millisecond."""
 _CORE = 0x80
 """In a wait status: a core was dumped (wait(2))."""
 _CALM = 25
@@ -254,10 +252,10 @@ class _Porter:
 
     def _serve(self) -> None:
         while self._open or self._guests or self._waiting:
+            self._end_unborn()
             ready = [fd for fd, _ in self._poll.poll(self._patience())]
             if not ready and not self._guests:
                 return
-            self._end_unborn()
             for fd in ready[:1]:  # what is done for one may close another, and its number be given to somebody new
                 if fd == self._wake:
                     self._collect()
@@ -502,8 +500,6 @@ class _Porter:
         guest.wanted = False  # one on its way cannot be stopped without losing sight of what it has made
         if guest.pid:
             end_tree(guest.pid)
-        else:
-            self._end_unborn()
 
     def _collect(self) -> None:
         """Look for children that have ended."""
@@ -771,14 +767,9 @@ def _show_folder(path: str, joined: socket.socket) -> None:
 
 def _rehearse(built: setup.Built) -> None:
     """Go once, without effect, the way of the next visit (see `init.rehearse_command`)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        send(theirs, Visit(built.room, [], [], "", "", "", detached=False), (theirs.fileno(),))
-        _, fds = receive(ours) or (None, [])
-        with socket.socket(fileno=fds[0]) as control:
-            send(control, Arrival(detached=False), (control.fileno(),))
-            send(control, Exited(0))
-        init.rehearse_command(built)
+    for message in (Visit(built.room, [], [], "", "", "", detached=False), Arrival(detached=False), Exited(0)):
+        init.rehearse_message(message)
+    init.rehearse_command(built)
 
 
 @contextlib.contextmanager
@@ -826,7 +817,7 @@ def _spawn(
         with contextlib.suppress(OSError):  # before the engine, whose goodbye would else be a wish to end what it left
             joined.send(_TOLD)
         send(control, Exited(status))
-        time.sleep(_LATER)
+        time.sleep(init.LATER)
     os._exit(0)
 
 
