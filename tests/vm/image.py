@@ -40,7 +40,7 @@ PACKAGES = (
     *("iproute2", "login", "passwd", "procps", "uidmap", "util-linux"),
     *("libseccomp2", "python3", "python3-venv"),
 )
-_LEFT_OUT = re.compile(r"(^|/)(\.git|\.venv|__pycache__|\.[a-z]+_cache|\.hypothesis|dist|build)(/|$)")
+_LEFT_OUT = re.compile(r"(^|/)(\.git|\.venv|__pycache__|\.[a-z]+_cache|\.hypothesis)(/|$)")
 
 _START = "tar -x -C /srv/nbcontainer -f /dev/vdb && cd /srv/nbcontainer && exec /opt/venv/bin/python -m tests.vm.guest"
 _UNIT = f"""\

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.guest import SESSIONS, Plan, as_logged_in, pytest_command, verdict
-from tests.vm.image import PLAN, Disk, Recipe, checkout, requirements
+from tests.vm.image import HERE, PLAN, Disk, Recipe, checkout, requirements
 from tests.vm.machine import Machine
 
 
@@ -51,10 +51,11 @@ def test_logged_in_scope() -> None:
 
 
 def test_checkout_is_readable(tmp_path: Path) -> None:
-    """The guest's user can read what travels; no environment, cache or history of ours goes along."""
+    """The guest's user can read what travels, all of the package; no environment, cache or history of ours goes along."""
     with tarfile.open(checkout(tmp_path / "checkout.tar", Plan(sessions=("root",), seconds=60))) as archive:
         entries = {entry.name: entry for entry in archive}
-    assert {"nbcontainer/__init__.py", "tests/conftest.py", "pyproject.toml", PLAN} <= set(entries)
+    modules = {str(path.relative_to(HERE)) for path in (HERE / "nbcontainer").rglob("*.py")}
+    assert {*modules, "tests/conftest.py", "pyproject.toml", PLAN} <= set(entries)
     assert all(entry.mode & 0o004 and entry.uid == 0 for entry in entries.values())
     assert not [name for name in entries if "__pycache__" in name or name.startswith((".git", ".venv"))]
 
