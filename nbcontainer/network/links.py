@@ -1,25 +1,25 @@
-"""Bridges, links, addresses and routes: the only module that knows pyroute2, and the place where its errors are ours.
+"""Bridges, links, addresses and routes, by pyroute2, whose errors become ours here.
 
-A `Links` works in the network namespace in which it was opened. It is used by the keeper, in a process without
-threads: entering another namespace for a moment (`inside`) moves the whole process there.
+A `Links`, and an `Ends` of a container, work in the network namespace in which they were opened. They are used by the
+keeper, in a process without threads: entering another namespace for a moment (`inside`) moves the whole process there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import ipaddress
 import os
 import socket
-import struct
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import TYPE_CHECKING
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nbcontainer._linux import processes, syscalls
-from nbcontainer.errors import Conflict, UnsupportedHost
+from nbcontainer.errors import UnsupportedHost
+from nbcontainer.network.netlink import ANY_REFUSAL, Netlink, new_address, new_pair, new_route, refusal, set_up
 from nbcontainer.network.plan import SERVER_ADDRESS, mac_of
 
 if TYPE_CHECKING:
@@ -27,18 +27,16 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
     from nbcontainer.model.network import Endpoint
+    from nbcontainer.network.netlink import Request
     from nbcontainer.network.plan import Subnets
 
-__all__ = ["Links", "inside", "new_namespace"]
+__all__ = ["Ends", "Links", "inside", "new_namespace"]
 
 _NO_DETECTION = 0x02  # IFA_F_NODAD of if_addr.h: the address is ours, nobody has to be asked for a second
 _MAIN_TABLE = 254
 _SHORTEST = 8
 _ON_LINK = 253  # RT_SCOPE_LINK of rtnetlink(7)
 _DEFAULT_MTU = 1500
-_SIOCGIFINDEX = 0x8933  # netdevice(7)
-_REQUEST = struct.Struct("16si20x")  # struct ifreq with a number in it
-_LONGEST_NAME = 15
 
 
 @contextlib.contextmanager
@@ -47,16 +45,7 @@ def _ours(what: str) -> Iterator[None]:
     try:
         yield
     except NetlinkError as problem:
-        reason = os.strerror(problem.code)
-        if problem.code == errno.EEXIST:
-            raise Conflict(f"{what}: it exists already") from problem
-        if problem.code in {errno.EPERM, errno.EACCES}:
-            raise UnsupportedHost(
-                f"{what} is not permitted here ({reason}); this takes CAP_NET_ADMIN, see `%container doctor`"
-            ) from problem
-        if problem.code == errno.EOPNOTSUPP:
-            raise UnsupportedHost(f"{what}: this kernel has no such kind of link (modules bridge, veth)") from problem
-        raise UnsupportedHost(f"{what} cannot be done: {reason}") from problem
+        raise refusal(what, problem.code) from problem
 
 
 @contextlib.contextmanager
@@ -92,12 +81,12 @@ class Links:
     def __init__(self) -> None:
         with _ours("opening a netlink socket"):
             self._route = IPRoute()
-        self._looking = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._netlink = Netlink()
 
     def close(self) -> None:
         """Close its sockets."""
         self._route.close()
-        self._looking.close()
+        self._netlink.close()
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
@@ -134,11 +123,6 @@ class Links:
             names = [link.get_attr("IFLA_IFNAME") for link in self._route.get_links()]
         return [name for name in names if name.startswith(prefix)]
 
-    def free_name(self) -> str:
-        """The first of eth0, eth1, … that is not there."""
-        taken = set(self.named("eth"))
-        return next(name for number in range(len(taken) + 1) if (name := f"eth{number}") not in taken)
-
     # --- making -----------------------------------------------------------------------------------------------------
 
     def make_bridge(self, name: str, subnets: Subnets, mtu: int) -> None:
@@ -157,7 +141,7 @@ class Links:
                 with contextlib.suppress(OSError):
                     processes.write_text(f"/proc/sys/net/ipv6/conf/{name}/{setting}", value)
             with _ours(f"setting bridge {name} up"):
-                index = self._index(name)
+                index = self._netlink.index(name)
                 self._route.link("set", index=index, state="up")
                 self._route.addr("add", index=index, address=str(subnets.gateway), prefixlen=subnets.subnet.prefixlen)
             if subnets.subnet6 is not None and subnets.gateway6 is not None:
@@ -176,38 +160,17 @@ class Links:
 
     def make_pair(self, name: str, bridge: str, namespace: int, endpoint: Endpoint, mtu: int) -> None:
         """A pair of links: `name` on the bridge, the other end in a container's namespace, not up yet."""
-        peer: dict[str, Any] = {
-            "ifname": endpoint.interface,
-            "net_ns_fd": namespace,
-            "address": endpoint.mac,
-            "mtu": mtu,
-        }
-        with _ours(f"making the link of container {endpoint.container[:12]}"):
-            self._route.link(
-                "add", ifname=name, kind="veth", mtu=mtu, master=self._index(bridge), state="up", peer=peer
+        self._netlink.carry_out(
+            new_pair(
+                f"making the link of container {endpoint.container[:12]}",
+                name=name,
+                master=self._netlink.index(bridge),
+                mtu=mtu,
+                peer=endpoint.interface,
+                mac=endpoint.mac,
+                namespace=namespace,
             )
-
-    def configure(self, endpoint: Endpoint, *, first: bool) -> None:
-        """In a container's namespace: addresses, up, and the way out by the first of its links."""
-        with _ours(f"setting up {endpoint.interface} of container {endpoint.container[:12]}"):
-            index = self._index(endpoint.interface)
-            self._route.addr("add", index=index, address=endpoint.address, prefixlen=endpoint.prefix)
-            if endpoint.address6:
-                self._address6(index, endpoint.address6, endpoint.prefix6)
-            self._route.link("set", index=index, state="up")
-        if first:
-            self.lead_out(endpoint)
-
-    def lead_out(self, endpoint: Endpoint) -> None:
-        """In a container's namespace: the way to the name server and, in a network that has one, to the outside."""
-        with _ours(f"setting the routes of container {endpoint.container[:12]}"):
-            index = self._index(endpoint.interface)
-            self._route.route("replace", dst=f"{SERVER_ADDRESS}/32", oif=index, scope=_ON_LINK)
-            if endpoint.gateway:
-                self._route.route("replace", dst="default", gateway=endpoint.gateway)
-        if endpoint.gateway6:
-            with contextlib.suppress(NetlinkError):  # a container without IPv6
-                self._route.route("replace", family=socket.AF_INET6, dst="default", gateway=endpoint.gateway6)
+        )
 
     def become_office(self) -> None:
         """In the name server's namespace: loopback up, with the server's address, and nothing is passed on."""
@@ -225,7 +188,7 @@ class Links:
                 ifname=name,
                 kind="veth",
                 mtu=mtu,
-                master=self._index(bridge),
+                master=self._netlink.index(bridge),
                 state="up",
                 peer={"ifname": peer, "net_ns_fd": office, "mtu": mtu},
             )
@@ -233,22 +196,56 @@ class Links:
     def open_desk(self, peer: str, subnet: str) -> None:
         """In the name server's namespace: answer the containers of a subnet by this link."""
         with _ours(f"opening the name server to {subnet}"):
-            index = self._index(peer)
+            index = self._netlink.index(peer)
             self._route.link("set", index=index, state="up")
             self._route.route("add", dst=subnet, oif=index, scope=_ON_LINK, prefsrc=SERVER_ADDRESS)
 
     def remove(self, name: str) -> None:
         """Take a link away; nothing happens for one that is not there."""
         with contextlib.suppress(NetlinkError, UnsupportedHost):
-            self._route.link("del", index=self._index(name))
+            self._route.link("del", index=self._netlink.index(name))
 
-    def _index(self, name: str) -> int:
-        """The number of a link, in the namespace of this object and not where the process happens to be."""
-        # netdevice(7) on a socket of that namespace: netlink takes a hundred times as long, thrice for each container
-        request = _REQUEST.pack(name.encode()[:_LONGEST_NAME], 0)
+
+class Ends:
+    """The container's ends of its links, in its network namespace. Close it."""
+
+    def __init__(self) -> None:
+        self._netlink = Netlink()
+
+    def close(self) -> None:
+        """Close its sockets."""
+        self._netlink.close()
+
+    def free_name(self) -> str:
+        """The first of eth0, eth1, … that is not there."""
+        return next(name for number in count() if not self._is_there(name := f"eth{number}"))
+
+    def _is_there(self, name: str) -> bool:
         try:
-            answer = fcntl.ioctl(self._looking, _SIOCGIFINDEX, request)
-        except OSError as problem:
-            raise UnsupportedHost(f"link {name} is not there any more; somebody has taken it away") from problem
-        index: int = _REQUEST.unpack(answer)[1]
-        return index
+            self._netlink.index(name)
+        except UnsupportedHost:
+            return False
+        return True
+
+    def configure(self, endpoint: Endpoint, *, first: bool) -> None:
+        """Addresses, up, and the way out by the first of its links."""
+        what = f"setting up {endpoint.interface} of container {endpoint.container[:12]}"
+        index = self._netlink.index(endpoint.interface)
+        addresses = [new_address(what, index=index, address=endpoint.address, length=endpoint.prefix)]
+        if endpoint.address6:
+            addresses.append(new_address(what, index=index, address=endpoint.address6, length=endpoint.prefix6))
+        routes = _ways_out(endpoint, index) if first else ()
+        self._netlink.carry_out(*addresses, set_up(what, index=index), *routes)
+
+    def lead_out(self, endpoint: Endpoint) -> None:
+        """The way to the name server and, in a network that has one, to the outside."""
+        self._netlink.carry_out(*_ways_out(endpoint, self._netlink.index(endpoint.interface)))
+
+
+def _ways_out(endpoint: Endpoint, index: int) -> Iterator[Request]:
+    what = f"setting the routes of container {endpoint.container[:12]}"
+    yield new_route(what, to=SERVER_ADDRESS, length=32, link=index)
+    if endpoint.gateway:
+        yield new_route(what, gateway=endpoint.gateway)
+    if endpoint.gateway6:  # which a container without IPv6 refuses
+        yield new_route(what, gateway=endpoint.gateway6, tolerated=ANY_REFUSAL)

@@ -18,7 +18,7 @@ from nbcontainer._linux import processes
 from nbcontainer.errors import NbcontainerError, UnsupportedHost
 from nbcontainer.network import rules
 from nbcontainer.network.chains import forward_chains
-from nbcontainer.network.links import Links, inside, new_namespace
+from nbcontainer.network.links import Ends, Links, inside, new_namespace
 from nbcontainer.network.plan import ANY_PREFIX, SERVER_ADDRESS, SERVER_PORT, desk_name, interface_prefix, table_name
 from nbcontainer.network.programs import NO_NFT, found
 
@@ -178,7 +178,7 @@ def connect_container(
 ) -> Endpoint:
     """The work of `Wiring.connect`, from the namespace of the bridge."""
     with inside(namespace):
-        within = Links()
+        within = Ends()
     try:
         if not first:
             endpoint = replace(endpoint, interface=within.free_name())
@@ -196,7 +196,7 @@ def connect_container(
 def lead_out(namespace: int, endpoint: Endpoint) -> None:
     """The work of `Wiring.lead_out`."""
     with inside(namespace):
-        within = Links()
+        within = Ends()
     try:
         within.lead_out(endpoint)
     finally:
