@@ -42,6 +42,7 @@ CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_INTO_CGROUP = 0x200000000
 
 _PIECE = 1 << 14
 _PR_SET_PDEATHSIG = 1
@@ -62,18 +63,21 @@ _held = ctypes.PyDLL(None, use_errno=True)
 _held.syscall.restype = ctypes.c_long
 
 
-def clone_into(namespaces: int) -> tuple[int, int]:
+def clone_into(flags: int, cgroup: int = -1) -> tuple[int, int]:
     """Fork into new namespaces; return (pid, pidfd) in the parent and (0, -1) in the child (clone3, Linux 5.3).
 
-    Only for a single-threaded process: the interpreter's fork hooks do not run.
+    With a descriptor of a `cgroup` of v2 also into that (Linux 5.7). With CLONE_PARENT among the `flags` it is a child
+    of our parent. Only for a single-threaded process: the interpreter's fork hooks do not run.
     """
     pidfd = ctypes.c_int(-1)
-    words = (namespaces | CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, int(signal.SIGCHLD), 0, 0, 0)
+    signalled = 0 if flags & CLONE_PARENT else int(signal.SIGCHLD)
+    flags |= CLONE_PIDFD | (CLONE_INTO_CGROUP if cgroup >= 0 else 0)
+    words = (flags, ctypes.addressof(pidfd), 0, 0, signalled, 0, 0, 0, 0, 0, max(cgroup, 0))
     arguments = (ctypes.c_uint64 * len(words))(*words)
     size = ctypes.c_long(ctypes.sizeof(arguments))
     pid: int = _held.syscall(ctypes.c_long(_SYS_clone3), ctypes.byref(arguments), size)
     if pid < 0:
-        raise failure("clone3", hex(namespaces))
+        raise failure("clone3", hex(flags))
     return pid, pidfd.value if pid else -1
 
 

@@ -11,11 +11,13 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+from nbcontainer.engine.stands import Stands
 from nbcontainer.runtime.driver import NativeRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from nbcontainer.engine.networking import Networks
     from nbcontainer.engine.settings import Settings
     from nbcontainer.model import IdMap
 
@@ -25,12 +27,16 @@ _READY = 2
 
 
 class BuildRuntime:
-    """Lends one runtime to all builds of an engine; its launcher starts when something must be made."""
+    """Lends one runtime to all builds of an engine; its launcher starts when something must be made.
 
-    def __init__(self, settings: Settings, id_map: IdMap, *, bridged: Callable[[], bool]) -> None:
+    `stands` are networks for commands that run in it.
+    """
+
+    def __init__(self, settings: Settings, id_map: IdMap, networks: Networks) -> None:
         self._settings = settings
         self._id_map = id_map
-        self._bridged = bridged
+        self._networks = networks
+        self.stands = Stands(networks)
         self._lock = threading.Lock()
         self._made: NativeRuntime | None = None
         self._builds = 0
@@ -50,13 +56,14 @@ class BuildRuntime:
                     self._id_map,
                     pool_size=min(_READY, self._settings.pool_size),
                     pool_idle=self._settings.pool_idle,
-                    pool_network="none" if self._bridged() else "host",
+                    pool_network="host" if self._networks.problem else "none",
                     modules=(APPLY, LANDING),
                 )
             runtime = self._made
         try:
             yield runtime
         finally:
+            self.stands.tidy()
             with self._lock:
                 self._builds -= 1
                 if not self._builds and self._made is runtime:
@@ -78,6 +85,7 @@ class BuildRuntime:
 
     def _end(self) -> None:
         made, self._made = self._made, None
+        self.stands.close()
         if made is not None:
             made.close()
 

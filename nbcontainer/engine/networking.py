@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import ContainerRecords, Stored
     from nbcontainer.engine.settings import Settings
     from nbcontainer.model import ContainerSpec, ImageConfig
+    from nbcontainer.runtime.lent import LentNetwork
 
 __all__ = ["Lease", "Networks", "check_networking", "new_network", "resolved_networking", "why_no_bridge"]
 
@@ -128,12 +129,13 @@ def new_network(
 class Lease:
     """A container's network while it runs: how its spec changes, and what its start needs.
 
-    `gate` and `namespace` are -1 where it needs none.
+    `gate` and `namespace` are -1 where it needs none; with a `network` it is in one that others had before it.
     """
 
     spec: ContainerSpec
     gate: int = -1
     namespace: int = -1
+    network: LentNetwork | None = None
     endpoints: tuple[Endpoint, ...] = ()
     _undo: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -237,6 +239,20 @@ class Networks:
         lease.started()
         with contextlib.suppress(NbcontainerError, OSError):  # a keeper that was killed has let go already
             self._keeper.ask_if_there(messages.Detach(container=lease.spec.id, over=True))
+
+    def stand(self, spec: ContainerSpec) -> Lease:
+        """A place that several containers have, one after another; `leave` gives it back."""
+        return self._place(spec, "", NetworkChoice.parse(spec.network))
+
+    def leave(self, lease: Lease) -> None:
+        """Give back what `stand` gave. Safe twice, and when the keeper has died."""
+        self._end(lease)
+
+    @staticmethod
+    def standing(spec: ContainerSpec, stand: Lease, network: LentNetwork) -> Lease:
+        """What a container has there that asks for it now."""
+        endpoints = tuple(dataclasses.replace(each, container=spec.id) for each in stand.endpoints)
+        return Lease(spec=_placed(spec, endpoints[0]), network=network, endpoints=endpoints)
 
     def ahead(self, spec: ContainerSpec) -> Lease | None:
         """A place for a container that will probably be asked for; None when the keeper has none to give."""

@@ -63,7 +63,6 @@ class Session:
         )
         self.content = ContentStore(settings.root)
         self.snapshots: Snapshotter = OverlaySnapshotter(settings.root, self.id_map, remove_tree=self._remove_tree)
-        self.build_runtime = BuildRuntime(settings, self.id_map, bridged=lambda: not self.networks.problem)
         self.successors = Successors()
         self.records = ContainerRecords(settings.root, self._owner)
         self.volumes = VolumeStore(
@@ -77,6 +76,7 @@ class Session:
         self.networks = Networks(
             settings, self.records, privileged=self.privileged, user_namespace=self._user_namespace
         )
+        self.build_runtime = BuildRuntime(settings, self.id_map, self.networks)
         self._recovered = 0
         if sweeping:
             self._sweep()

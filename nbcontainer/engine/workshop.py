@@ -81,11 +81,13 @@ class EngineWorkshop:
         self._lock = threading.Lock()
         self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="nbcontainer-clean")
         self._running: set[Connection] = set()
+        self._ended_jobs: list[tuple[str, Record]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._clean_up()
         self._cleaner.shutdown(wait=True)
         self._lent.close()
 
@@ -110,6 +112,13 @@ class EngineWorkshop:
     def helper(self) -> Helper:
         """See `Workshop.helper`."""
         return self._runtime
+
+    def _clean_up(self) -> None:
+        """Take away what ended commands have left, now that there is time: a command is being started, or none is."""
+        with self._lock:
+            ended, self._ended_jobs = self._ended_jobs, []
+        for directory, record in ended:
+            self._cleaner.submit(self._clean, directory, record)
 
     def _clean(self, directory: str, record: Record) -> None:
         try:
@@ -184,7 +193,8 @@ class EngineWorkshop:
         try:
             yield self._carried_out(spec, record, output)
         finally:  # the next step need not wait for it; the record stays locked until it is done
-            self._cleaner.submit(self._clean, directory, record)
+            with self._lock:
+                self._ended_jobs.append((directory, record))
 
     def _spec(self, job: Job, container: Any, directory: str) -> ContainerSpec:
         if job.chain is None:
@@ -223,18 +233,25 @@ class EngineWorkshop:
                 ends.append(writer)
                 readers.append(reader)
                 self._session.adopt(writer)
-            lease = undo.enter_context(self._session.networks.lease(spec, ""))
+            lease = undo.enter_context(self._session.build_runtime.stands.lease(spec, self._runtime))
             if lease.fields:
                 record.update(**lease.fields)
             connection = self._runtime.start(
-                lease.spec, (ends[0], ends[1], ends[2]), gate=lease.gate, namespace=lease.namespace
+                lease.spec,
+                (ends[0], ends[1], ends[2]),
+                gate=lease.gate,
+                namespace=lease.namespace,
+                network=lease.network,
             )
             undo.callback(connection.close)
+            self._clean_up()
             lease.started()
             with self._lock:
                 self._running.add(connection)
             undo.callback(self._over, connection)
             _close_all(ends)
+            if connection.pid is not None:
+                record.update(started=time.time(), **process_fields(connection.pid))
             outcome = supervise(
                 connection,
                 stdout=readers[0],

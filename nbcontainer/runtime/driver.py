@@ -19,6 +19,7 @@ from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_nu
 from nbcontainer.runtime.devices import device_nodes
 from nbcontainer.runtime.groups import group_in, make_group, places_in
 from nbcontainer.runtime.launcher import Launcher, LauncherSettings
+from nbcontainer.runtime.lent import LentNetwork
 from nbcontainer.runtime.protocol import Expect, Room, Run, Visit
 from nbcontainer.runtime.resources import Borrowed
 from nbcontainer.runtime.rootfs import operations, root_operations
@@ -66,12 +67,19 @@ class Runtime(Protocol):
         window: Window = None,
         gate: int = -1,
         namespace: int = -1,
+        network: LentNetwork | None = None,
     ) -> Connection:
         """Start `spec` with these descriptors (the caller's to close), or with a terminal of that size.
 
         Success means the request was taken; failure to set the container up arrives on the connection, and so does the
         master of its terminal. With a `gate` the command waits there for its link; with a `namespace` it is in that
-        network instead of its own.
+        network instead of its own; with a `network` all of the container is in that one.
+        """
+
+    def lend_network(self, gate: int) -> LentNetwork:
+        """Make a network for containers that are started in it one after another, and have it connected at the `gate`.
+
+        Raises `UnsupportedHost` with what is said there instead.
         """
 
     def expect(
@@ -196,6 +204,7 @@ class NativeRuntime:
         window: Window = None,
         gate: int = -1,
         namespace: int = -1,
+        network: LentNetwork | None = None,
     ) -> Connection:
         """See `Runtime.start`."""
         launcher = self._launcher
@@ -216,9 +225,11 @@ class NativeRuntime:
             if group is not None:
                 entrances += group.entrances()
             room = self._own(room, spec, cgroups=len(entrances))
-            network = tuple(fd for fd in (namespace, gate) if fd >= 0)
-            if network:
+            waits = tuple(fd for fd in (namespace, gate) if fd >= 0)
+            if waits:
                 room = replaced(room, joins=namespace >= 0, gated=gate >= 0)
+            if network is not None:
+                room = replaced(room, network=network.name)
             script = (spec.script or b"").decode("utf-8", "surrogateescape")
             rows, columns = window or (0, 0)
             request = Run(
@@ -229,7 +240,7 @@ class NativeRuntime:
                 rows=rows,
                 columns=columns,
             )
-            return launcher.run(request, stdio, (*outside, *entrances), group, network)
+            return launcher.run(request, stdio, (*outside, *entrances), group, waits)
         except BaseException:
             if group is not None:
                 group.remove()
@@ -237,6 +248,10 @@ class NativeRuntime:
         finally:
             for fd in (*outside, *entrances):
                 os.close(fd)
+
+    def lend_network(self, gate: int) -> LentNetwork:
+        """See `Runtime.lend_network`."""
+        return LentNetwork(self._launcher, gate)
 
     def visit(
         self,

@@ -33,6 +33,7 @@ from nbcontainer.runtime.protocol import (
     Done,
     Expect,
     Failed,
+    Lend,
     Mapped,
     ProtocolError,
     Ready,
@@ -156,11 +157,10 @@ class Launcher:
 
         Those of its `network` a room that was built ahead has already.
         """
-        if not further and group is None:
-            started = self._started_in_offer(request, stdio)
-            if started is not None:
-                return started
-        return self._request(request, (*stdio, *further, *network), self._resources(group))
+        resources = self._resources(group)
+        alone = not further and group is None
+        started = self._started_in_offer(request, stdio, resources, (*further, *network), alone=alone)
+        return started or self._request(request, (*stdio, *further, *network), resources)
 
     def _resources(self, group: Group | None) -> Resources:
         return Resources(group, self._hierarchies, self._freezer, pids_limit=self._settings.pids_limit)
@@ -191,20 +191,38 @@ class Launcher:
             with contextlib.suppress(OSError):
                 send(channel, replaced(message, taken=taken), tuple(gates))
 
-    def _started_in_offer(self, request: Run, stdio: tuple[int, int, int]) -> Connection | None:
-        """Start the command in a room that was built ahead, if there is exactly this one: the launcher is not asked.
+    def lend(self, network: str, namespace: int = -1) -> None:
+        """Have rooms with a network of this name made in this namespace; without one, that is over."""
+        channel = self._ensure() if namespace >= 0 else self._channel
+        if channel is not None:
+            with contextlib.suppress(OSError):  # it has just gone
+                send(channel, Lend(network), (namespace,) if namespace >= 0 else ())
 
-        It is told with what is expected next, which has time: woken now, it would take a processor from the command.
+    def _started_in_offer(
+        self,
+        request: Run,
+        stdio: tuple[int, int, int],
+        resources: Resources,
+        further: Sequence[int],
+        *,
+        alone: bool,
+    ) -> Connection | None:
+        """Start the command without asking the launcher, if we have been offered what it takes.
+
+        That is exactly this room, for a container that is `alone`, without more than its network; or a container
+        without a room. The launcher is told of the first with what is expected next, which has time: woken now, it
+        would take a processor from the command.
         """
         channel = self._ensure()
-        resources = self._resources(None)
         with self._lock:
             if channel is not self._channel:
                 return None
-            connection = self._offers.start(channel, request, stdio, resources)
-            if connection is not None:
-                self._taken.append(request.room.id)
-            return connection
+            if self._offers.expects(request.room.id):
+                connection = self._offers.start(channel, request, stdio, resources) if alone else None
+                if connection is not None:
+                    self._taken.append(request.room.id)
+                return connection
+            return self._offers.furnish(channel, request, stdio, resources, further)
 
     def call(self, target: str, arguments: Mapping[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         """Call ``module:function`` of this package inside the user namespace and wait for what it returns.
@@ -232,13 +250,18 @@ class Launcher:
         raise UnsupportedHost("a helper process in the user namespace died without a word; see `%container doctor`")
 
     @property
+    def has_died(self) -> bool:
+        """Whether the process that was started last has ended, whether or not that has been noticed."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
     def deaths(self) -> int:
         """How many launchers have died without being told to; the latest is cleaned up after now.
 
         Its containers died with it. Their writable layers are left, because its janitor died too.
         """
         with self._lock:
-            if self._process is not None and self._process.poll() is not None:
+            if self.has_died:
                 self._stop()
                 self._deaths += 1
             return self._deaths

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.connection import Connection
-from nbcontainer.runtime.protocol import Execute, Invitation, Offer, ProtocolError, receive, send
+from nbcontainer.runtime.protocol import Execute, Furnish, Invitation, Offer, ProtocolError, Taken, receive, send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,13 +51,20 @@ class _Offered:
         fresh = time.clock_gettime(time.CLOCK_BOOTTIME) - self.since <= _STALE
         return not end.poll(0) and fresh and self.claim.take()
 
-    def start(self, request: Run, stdio: tuple[int, int, int], resources: Held) -> Connection:
-        """Have the waiting process become the command; raise `OSError` when it is not there any more."""
+    def start(
+        self, request: Run, stdio: tuple[int, int, int], resources: Held, further: Sequence[int] | None = None
+    ) -> Connection:
+        """Have the waiting process become the command; raise `OSError` when it is not there any more.
+
+        It builds the room before that if there are `further` descriptors, be it none, which it needs to.
+        """
 
         def ask(control: int) -> None:
             to_init, to_command = self.sockets
             with _socket(to_init) as init, _socket(to_command) as command:
                 socket.send_fds(init, [b"."], [control])  # before the command, which may end at once
+                if further is not None:
+                    send(command, Furnish(request.room, ahead=False), tuple(further))
                 send(command, Execute.of(request), (control, *stdio))
 
         connection = Connection.opened(ask, resources)
@@ -99,6 +106,7 @@ class Offers:
     def __init__(self) -> None:
         self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._offered: dict[str, _Offered] = {}
+        self._empty: dict[str, tuple[str, _Offered]] = {}
         self._visits: OrderedDict[str, tuple[Room, str]] = OrderedDict()
         self._invited: dict[str, _Offered] = {}
 
@@ -123,6 +131,32 @@ class Offers:
             if room == request.room and offered.claimed():
                 with contextlib.suppress(OSError):  # it has died just now; the launcher will make another
                     return offered.start(request, stdio, resources)
+        finally:
+            offered.close()
+        return None
+
+    def furnish(
+        self,
+        channel: socket.socket,
+        request: Run,
+        stdio: tuple[int, int, int],
+        resources: Held,
+        further: Sequence[int] = (),
+    ) -> Connection | None:
+        """Have the room built in a container that waits without one, if there is one; else None, and nothing happened.
+
+        The launcher is told at once, so that it makes the next one while this one's room is built.
+        """
+        self._listen(channel)
+        name, offered = self._empty.pop(request.room.network, ("", None))
+        if offered is None:
+            return None
+        try:
+            if offered.claimed():
+                with contextlib.suppress(OSError):  # it has died just now; the launcher will make another
+                    connection = offered.start(request, stdio, resources, further)
+                    _tell(channel, Taken(name, request.room.scratch))
+                    return connection
         finally:
             offered.close()
         return None
@@ -153,13 +187,28 @@ class Offers:
         with contextlib.suppress(OSError):
             while (received := _next(channel)) is not None:
                 message, fds = received
-                if isinstance(message, Offer) and message.id in self._rooms and len(fds) == _OF_OFFER:
+                if isinstance(message, Offer) and message.network and len(fds) == _OF_OFFER:
+                    self._keep_empty(message, fds, since)
+                elif isinstance(message, Offer) and message.id in self._rooms and len(fds) == _OF_OFFER:
                     _put(self._offered, message.id, fds, since, message.pid)
                 elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == _OF_INVITATION:
                     _put(self._invited, message.id, fds, since)
                 else:
                     for fd in fds:
                         os.close(fd)
+
+    def _keep_empty(self, message: Offer, fds: list[int], since: float) -> None:
+        """Keep the latest container without a room of each network, and few networks."""
+        claim, pidfd, *sockets = fds
+        offered = _Offered(claim=Claim(claim), pidfd=pidfd, sockets=tuple(sockets), since=since, pid=message.pid)
+        earlier = [message.network] if message.network in self._empty else [*self._empty][: 1 - _MOST]
+        for network in earlier:
+            self._empty.pop(network)[1].close()
+        self._empty[message.network] = message.id, offered
+
+    def expects(self, room: str) -> bool:
+        """Whether the launcher may have the room with this id, built or being built."""
+        return room in self._rooms
 
     def _forget(self, room: str) -> None:
         self._rooms.pop(room, None)
@@ -168,7 +217,8 @@ class Offers:
     @property
     def descriptors(self) -> frozenset[int]:
         """What waiting rooms keep open here, for whoever counts descriptors."""
-        waiting = (*self._offered.values(), *self._invited.values())
+        empty = (offered for _, offered in self._empty.values())
+        waiting = (*self._offered.values(), *empty, *self._invited.values())
         return frozenset(fd for each in waiting for fd in each.descriptors)
 
     def close(self) -> None:
@@ -178,6 +228,15 @@ class Offers:
         for container in self._visits:
             _drop(self._invited, container)
         self._visits.clear()
+        for _, offered in self._empty.values():
+            offered.close()
+        self._empty.clear()
+
+
+def _tell(channel: socket.socket, message: Message) -> None:
+    """Tell the launcher, if it is still there."""
+    with contextlib.suppress(OSError):
+        send(channel, message)
 
 
 def _put(among: dict[str, _Offered], key: str, fds: list[int], since: float, pid: int = 0) -> None:

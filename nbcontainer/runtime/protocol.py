@@ -37,6 +37,7 @@ __all__ = [
     "Failed",
     "Furnish",
     "Invitation",
+    "Lend",
     "Mapped",
     "Message",
     "Offer",
@@ -46,6 +47,7 @@ __all__ = [
     "Run",
     "Signal",
     "Started",
+    "Taken",
     "Task",
     "Unshared",
     "Visit",
@@ -169,15 +171,35 @@ class Expect:
 
 
 @value
+class Lend:
+    """Engine to launcher: rooms whose network has this name are in the namespace that comes along, all of them.
+
+    Without a descriptor it is over: none will be asked for. fd: the network namespace.
+    """
+
+    name: str
+
+
+@value
 class Offer:
     """Launcher to engine, unasked, on their own connection: the room of this id waits, and `pid` is its PID 1.
 
     fds: a claim, its pidfd, the sockets of PID 1 and of the command's process. Whoever reads the claim, an eventfd of 1
     that the launcher has as well, has the room: the engine to start a command in it, the launcher to let it go.
+    With a `network` no room is there yet: whoever has it may have any built that has this network. Its id is its own.
     """
 
     id: str
     pid: int
+    network: str = ""
+
+
+@value
+class Taken:
+    """Engine to launcher: the container that was offered without a room, by this id, has one with this `scratch`."""
+
+    id: str
+    scratch: str
 
 
 @value
@@ -193,7 +215,9 @@ class Invitation:
 
 @value
 class Furnish:
-    """Launcher to the command's process: build this room. fds: mounts made outside, then entrances of cgroups.
+    """Launcher, or the engine, to the command's process: build this room.
+
+    fds: mounts made outside, then entrances of cgroups.
 
     One that is built `ahead` of any request and cannot be is silent: its process ends.
     """
@@ -204,7 +228,7 @@ class Furnish:
 
 @value
 class Execute:
-    """Launcher to the command's process: become this, in the room you have. fds: control, stdin, stdout, stderr."""
+    """The same to the same: become this, in the room you have. fds: control, stdin, stdout, stderr."""
 
     argv: list[str]
     environment: list[str]
@@ -307,7 +331,9 @@ Message = (
     | Ready
     | Run
     | Expect
+    | Lend
     | Offer
+    | Taken
     | Invitation
     | Furnish
     | Execute

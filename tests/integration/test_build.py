@@ -25,7 +25,7 @@ from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import deserted_cgroups
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.test_crash import none_lives, sweep
-from tests.integration.tiers import AT_REST, Raised, wait_until
+from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -426,10 +426,10 @@ def test_what_builds_started_is_kept_a_while(tier: Tier) -> None:
     """The launcher of a build waits for the next one, and is gone when none has come."""
     with tier.spawn(build_idle=2) as driver:
         driver.run("true")
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
         driver.build(f"FROM {tier.image}\nRUN echo {time.time()} > /made\n")
-        assert len(driver.processes()) > AT_REST
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the launcher of builds is gone")
+        assert len(driver.processes()) > driver.at_rest
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the launcher of builds is gone")
 
 
 @OWN_TIER

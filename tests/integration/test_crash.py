@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.harness.leaks import deserted_cgroups, processes_below
-from tests.integration.tiers import AT_REST, Raised, wait_until
+from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,9 +46,9 @@ def test_killed_while_running(tier: Tier) -> None:
     with tier.spawn() as driver:
         start(driver)
         before = set(tier.containers())
-        wait_until(lambda: len(driver.processes()) > AT_REST, what="a full pool beside the container")
+        wait_until(lambda: len(driver.processes()) > driver.at_rest, what="a full pool beside the container")
         below = driver.kill()
-        assert len(below) > AT_REST
+        assert len(below) > driver.at_rest
         wait_until(lambda: none_lives(below), what="every process is gone")
         with tier.spawn() as other:
             assert other.run("echo", "on").stdout == "on\n"
@@ -147,12 +147,12 @@ def test_stopped_launcher(tier: Tier) -> None:
     """
     with tier.spawn() as driver:
         assert driver.run("true").ok
-        wait_until(lambda: len(driver.processes()) == AT_REST)
+        wait_until(lambda: len(driver.processes()) == driver.at_rest)
         before = set(tier.containers())
         launcher = driver.look()["launcher"]
         os.kill(launcher, signal.SIGSTOP)
         try:
-            driver.begin_run(script="echo started; sleep 1000")
+            driver.begin_run(script="echo started; sleep 1000", network="host")  # none waits with this network
             time.sleep(0.3)
             driver.interrupt()
             result = driver.finish(within=15)
@@ -161,7 +161,7 @@ def test_stopped_launcher(tier: Tier) -> None:
         assert (result["reason"], result["exit_code"]) == ("interrupted", 130)
         assert result["detail"] == "interrupted before it was started; the launcher process does not answer"
         assert driver.run("echo", "on").stdout == "on\n"
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")
         wait_until(lambda: set(tier.containers()) <= before, what="its directory is gone")
 
 
@@ -173,7 +173,7 @@ def test_launcher_dies_before_it_answers(tier: Tier, killed: str) -> None:
         assert driver.run("true").ok
         launcher = driver.look()["launcher"]
         os.kill(launcher, signal.SIGSTOP)
-        driver.begin_run("echo", "on", hostname="other")  # one for which no room waits
+        driver.begin_run("echo", "on", network="host")  # none waits with this network
         time.sleep(0.3)
         if killed == "while it waits":
             driver.interrupt()
@@ -194,7 +194,7 @@ def test_killed_idle_launcher(tier: Tier) -> None:
             os.kill(launcher, signal.SIGKILL)
             wait_until(lambda pid=launcher: none_lives([pid]))  # type: ignore[misc]
             assert driver.run("echo", "on").stdout == "on\n"
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")
     sweep(tier, known)
 
 
@@ -215,7 +215,7 @@ def test_killed_waiting_containers(tier: Tier) -> None:
     """When the prepared containers are killed, the next run gets a fresh one."""
     with tier.spawn() as driver:
         assert driver.run("true").ok
-        wait_until(lambda: len(driver.processes()) == AT_REST)
+        wait_until(lambda: len(driver.processes()) == driver.at_rest)
         launcher = driver.look()["launcher"]
         for _ in range(5):
             for pid in processes_below(launcher):

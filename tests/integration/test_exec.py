@@ -16,7 +16,7 @@ from nbcontainer._linux.identity import parent_of
 from nbcontainer.errors import Conflict, ContainerExit, ContainerStartError, InvalidOption
 from nbcontainer.testing.rootfs import PYTHON
 from tests.integration.test_prepared import LOOK
-from tests.integration.tiers import AT_REST, Driver, Raised, wait_until
+from tests.integration.tiers import Driver, Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -338,7 +338,7 @@ def test_nothing_is_left(tier: Tier) -> None:
         wait_until(lambda: not any(map(_lives, below)), what="its helpers are gone")
         assert len(tier.driver.call("top", "work")) == 1
         assert driver.process.poll() is None
-    wait_until(lambda: len(tier.driver.processes()) == AT_REST, what="the processes at rest")
+    wait_until(lambda: len(tier.driver.processes()) == tier.driver.at_rest, what="the processes at rest")
 
 
 def _lives(pid: int) -> bool:
@@ -358,13 +358,14 @@ def test_many_at_once(tier: Tier, guest: Driver) -> None:
         assert [each for each in results if each[0] or not each[1].strip().isdigit()] == []
 
 
+@pytest.mark.root
 def test_container_in_waiting_is_no_way_to_the_machine(tier: Tier) -> None:
     """What joined the process of a container that is not built yet would see the machine's files; it is refused.
 
     The kernel refuses where those processes are closed to the launcher, too; where they are not, we do.
     """
     assert tier.run("true").ok
-    wait_until(lambda: len(tier.driver.processes()) == AT_REST, what="a full pool")
+    wait_until(lambda: len(tier.driver.processes()) == tier.driver.at_rest, what="a full pool")
     time.sleep(0.2)  # what is built ahead is built
     said = []
     for pid in tier.driver.processes():

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.leaks import processes_below
-from tests.integration.tiers import AT_REST, wait_until
+from tests.integration.tiers import wait_until
 
 if TYPE_CHECKING:
     from tests.integration.tiers import Driver, Tier
@@ -87,7 +87,7 @@ def test_nothing_grows(tier: Tier) -> None:
         driver.pull(tier.image)
         argv = ["echo", "on"]
         run_many(driver, image=tier.image, argv=argv, threads=1, rounds=5)
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
         wait_until(lambda: os.listdir(f"{root}/containers"), what="the next one's room is built ahead")
         before = holdings(driver)
         run_many(driver, image=tier.image, argv=argv, threads=THREADS, rounds=2)

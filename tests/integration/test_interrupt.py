@@ -10,7 +10,7 @@ import pytest
 
 from nbcontainer.errors import ContainerInterrupted
 from nbcontainer.testing.rootfs import PYTHON
-from tests.integration.tiers import AT_REST, Raised, wait_until
+from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.tiers import Tier
@@ -87,7 +87,7 @@ def test_interrupt_storm(tier: Tier) -> None:
         except Raised as raised:  # it was pressed again while the result was on its way
             assert raised.is_a(KeyboardInterrupt), raised.kinds
         assert driver.run("echo", "on").stdout == "on\n"
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")
 
 
 def test_interrupt_before_the_start(tier: Tier) -> None:
@@ -115,4 +115,4 @@ def test_interrupt_before_the_start(tier: Tier) -> None:
                     assert result["reason"] == "interrupted"
                 break
         assert driver.run("echo", "on").stdout == "on\n"
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from nbcontainer.errors import ContainerExit
-from tests.integration.tiers import AT_REST, Raised, wait_until
+from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.tiers import Driver, Tier
@@ -60,7 +60,7 @@ def test_stop_ends_everything(tier: Tier, script: str) -> None:
             driver.finish()
         assert raised.value.is_a(ContainerExit)
         assert raised.value.attributes["returncode"] in {137, 143}
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")
         assert driver.run("echo", "on").stdout == "on\n"
     wait_until(lambda: tier.driver.call("containers", everything=True) == (), what="it is thrown away")
 

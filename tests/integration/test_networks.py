@@ -356,6 +356,53 @@ def test_network_of_another_container(net: Tier) -> None:
         net.run("true", network="container:web")
 
 
+ADDRESS = f"RUN echo $({PYTHON} -c 'import socket; print(socket.gethostbyname(socket.gethostname()))')"
+"""An instruction that says, and writes to a file, which address it has; the file's name is still to come."""
+
+
+def test_commands_of_a_build_have_one_network_after_another(net: Tier) -> None:
+    """The next RUN finds the place of the last, and of that nothing: neither who listened there nor what was changed."""
+    listener = 'import socket,time; s=socket.create_server(("",80)); print(1,flush=True); time.sleep(60)'
+    text = f"""FROM {net.image}
+{ADDRESS} > /first
+RUN {PYTHON} -c '{listener}' > /up & while ! test -s /up; do :; done; mkdir -p /dev/shm/mine
+RUN {PYTHON} -c 'import socket; assert socket.socket().connect_ex((socket.gethostname(), 80)) == 111'
+RUN ! test -e /dev/shm/mine
+RUN ! echo 1 > /proc/sys/net/ipv4/ip_forward
+{ADDRESS} > /last
+"""
+    net.driver.build(text, "placed", network="default", no_cache=True)
+    first, last = net.run("cat", "/first", "/last", image="placed").stdout.split()
+    assert first == last
+    assert IPv4Address(first).is_private
+
+
+def test_stages_at_the_same_time_have_networks_of_their_own(net: Tier) -> None:
+    """Two commands that run at once would be in each other's way."""
+    text = "".join(f"FROM {net.image} AS {stage}\n{ADDRESS} > /mine; sleep 1 # {stage}\n" for stage in "ab")
+    text += f"FROM {net.image}\nCOPY --from=a /mine /a\nCOPY --from=b /mine /b\n"
+    net.driver.build(text, "apart", network="default", no_cache=True)
+    assert len(set(net.run("cat", "/a", "/b", image="apart").stdout.split())) == 2
+
+
+def test_killed_keeper_is_replaced_for_a_build(net: Tier) -> None:
+    """A place of a keeper that was killed is not used again, in the same build neither."""
+    with net.spawn(build_idle=60) as driver:
+        text = f"FROM {net.image}\n{ADDRESS} > /seen; test -e /proc/sys/net/ipv4/conf/eth0\n"
+        driver.build(text, "met", network="default", no_cache=True)
+        for keeper in _keepers(net):
+            os.kill(keeper, signal.SIGKILL)
+        wait_until(lambda: not _keepers(net), what="the keeper is gone")
+        driver.build(text, "met", network="default", no_cache=True)
+        assert _keepers(net)
+        launcher = max(driver.processes(), key=lambda pid: len(processes_below(pid)))
+        os.kill(launcher, signal.SIGKILL)
+        wait_until(lambda: not _runs(launcher), what="the launcher of builds is gone")
+        driver.build(text, "met", network="default", no_cache=True)
+        driver.begin("close")
+        driver.finish()
+
+
 def test_killed_keeper_is_replaced(net: Tier) -> None:
     """After a kill -9 the next container finds a new keeper, which has the running ones back: links, names, ports."""
     with server(net, ports=read_publish("18084:80")):
@@ -387,6 +434,13 @@ def _keepers(tier: Tier) -> list[int]:
             if b"keeper.py" in line and tier.store.encode() in line:
                 found.append(int(name))
     return found
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2][0] not in "ZX"
+    return False
 
 
 def _pasta(tier: Tier) -> int:

@@ -7,13 +7,15 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from nbcontainer.errors import ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
-from tests.integration.tiers import AT_REST, Raised, wait_until
+from tests.harness.patience import patient
+from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from tests.integration.tiers import Driver, Tier
@@ -66,14 +68,16 @@ def promised(tier: Tier) -> set[str]:
 
 
 def waiting_rooms(driver: Driver) -> list[int]:
-    """The processes, PID 1 among them, that wait in a finished room for a cell to run."""
+    """The processes that wait in a finished room for what they shall execute: they have loaded its filter.
+
+    Their files cannot be looked at, but by root.
+    """
     found = []
     for pid in driver.processes():
-        try:
-            if os.path.getsize(f"/proc/{pid}/root/dev/cell") == 0:
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+            if status.startswith("Name:\tpython") and "\nSeccomp:\t2\n" in status:
                 found.append(pid)
-        except OSError:
-            continue
     return found
 
 
@@ -162,7 +166,7 @@ def test_killed_room(tier: Tier) -> None:
                 assert driver.run(script="echo on").stdout in {"on\n", ""}
             except Raised as raised:  # it was taken before the launcher heard of its death
                 assert raised.is_a(ContainerStartError), raised.kinds
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="the processes at rest")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")
 
 
 def test_offered_room(tier: Tier) -> None:
@@ -197,22 +201,56 @@ def test_nothing_stays(tier: Tier) -> None:
 
 def test_long_idle(tier: Tier) -> None:
     """When nobody asks for long, nothing waits; the next request is served, and the pool fills again."""
-    with tier.spawn(pool_idle=0.5) as driver:
+    with tier.spawn(pool_idle=patient(0.5)) as driver:
         driver.run(script="true")
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
         wait_until(lambda: len(driver.processes()) == 3, what="launcher, clerk and janitor alone")
         time.sleep(0.2)
         assert len(driver.processes()) == 3
         assert driver.run(script="echo on").stdout == "on\n"
-        wait_until(lambda: len(driver.processes()) == AT_REST, what="a full pool again")
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool again")
+
+
+def test_container_without_a_room_needs_no_launcher(tier: Tier) -> None:
+    """After one that nobody expected, the next such container is built in one that was offered, and leaves nothing."""
+    with tier.spawn() as driver:
+        assert driver.run("true", hostname="first").ok
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
+        before = set(tier.containers())
+        launcher = driver.look()["launcher"]
+        os.kill(launcher, signal.SIGSTOP)
+        try:
+            said = driver.run(script="echo mine > /root/x; hostname 2>/dev/null; echo $HOSTNAME", hostname="second")
+        finally:
+            os.kill(launcher, signal.SIGCONT)
+        assert set(said.stdout.split()) == {"second"}
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool again")
+        wait_until(lambda: set(tier.containers()) <= before, what="what it has written is removed")
+        for number in range(5):  # told of each, the launcher offers the next
+            assert driver.run(script="ls /root/x; echo $HOSTNAME", hostname=f"h{number}").stdout == f"h{number}\n"
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool in the end")
+
+
+def test_container_without_a_room_ends_with_its_launcher(tier: Tier) -> None:
+    """One that the launcher has not been told of yet, either."""
+    with tier.spawn() as driver:
+        assert driver.run("true", hostname="first").ok
+        wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
+        launcher = driver.look()["launcher"]
+        os.kill(launcher, signal.SIGSTOP)
+        driver.begin_run(script="echo ready; sleep 1000", hostname="second")
+        driver.wait_for_output(b"ready")
+        os.kill(launcher, signal.SIGKILL)
+        assert driver.finish(within=15)["reason"] == "lost"
+        assert driver.run("echo", "on").stdout == "on\n"
 
 
 def test_no_pool(tier: Tier) -> None:
     """With a pool of none, or of one, every container is built when it is asked for."""
-    for size, processes in ((0, 3), (1, 5)):
+    for size in (0, 1):
         with tier.spawn(pool_size=size) as driver:
             for _ in range(3):
                 assert driver.run(script="echo on").stdout == "on\n"
                 time.sleep(0.06)
             assert not waiting_rooms(driver)
-            wait_until(lambda n=processes, d=driver: len(d.processes()) == n)  # type: ignore[misc]
+            wait_until(lambda n=size, d=driver: len(d.processes()) == d.at_rest_with(n))  # type: ignore[misc]

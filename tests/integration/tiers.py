@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import nbcontainer
 from nbcontainer import errors
+from nbcontainer._linux.cgroups import controller_of, machine_hierarchies
 from nbcontainer._linux.idmaps import id_map_for_host
 from nbcontainer.model import RunResult
 from tests.harness.leaks import processes_below
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from tests.harness.users import User
 
-__all__ = ["AT_REST", "SECRETS", "Driver", "Raised", "Tier", "TierName", "wait_until"]
+__all__ = ["SECRETS", "Driver", "Raised", "Tier", "TierName", "wait_until"]
 
 TierName = Literal["own", "range", "single"]
 """Whoever runs the tests (root, often), a user with subordinate ids, a user without."""
@@ -89,6 +90,7 @@ class Driver:
     ) -> None:
         ours, theirs = socket.socketpair()
         user = tier.user
+        self._as_root = user is None and os.geteuid() == 0
         variables = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
         variables |= {"HOME": tier.home, **SECRETS, **(environment or {})}
         acting: dict[str, Any] = {}
@@ -108,7 +110,7 @@ class Driver:
                 **acting,
             )
         self._connection = Connection(ours.detach())
-        # or it would be at rest otherwise than `AT_REST`
+        # or it would be at rest otherwise than `at_rest` says
         usual = {
             "interrupt_grace": 0.5,
             "pool_idle": patient(300),
@@ -267,6 +269,21 @@ class Driver:
         """Everything below the engine's process."""
         return processes_below(self.pid)
 
+    @property
+    def at_rest(self) -> int:
+        """How many those are when nothing runs and the pool is full."""
+        return self.at_rest_with(3)
+
+    def at_rest_with(self, pool: int) -> int:
+        """The same with a pool of this size.
+
+        Launcher, clerk, janitor, and containers in waiting: PID 1 and the process that will be the command. With
+        cgroups v1 also what makes each of them, and one more, in its cgroup; an ordinary user has none there.
+        """
+        pids = controller_of(machine_hierarchies(), "pids")
+        made_inside = self._as_root and pids is not None and pids.version == 1
+        return 3 + 2 * pool + (pool + 1 if made_inside and pool else 0)
+
     def kill(self) -> set[int]:
         """End the engine's process by SIGKILL; give what was running below it."""
         below = self.processes()
@@ -387,15 +404,11 @@ class Tier:
         if now["threads"] > before["threads"]:
             return f"{self.name}: {now['threads']} threads, {before['threads']} before"
         below = len(self.driver.processes())
-        if now["launcher"] and below != AT_REST:
-            return f"{self.name}: {below} processes below the engine, {AT_REST} at rest"
+        if now["launcher"] and below != self.driver.at_rest:
+            return f"{self.name}: {below} processes below the engine, {self.driver.at_rest} at rest"
         left = set(self.containers()) - before["containers"]
         return f"{self.name}: containers left in the store: {sorted(left)}" if left else ""
 
     def look(self) -> dict[str, Any]:
         """The state to compare with by `quiet`."""
         return {**self.driver.look(), "containers": set(self.containers())}
-
-
-AT_REST = 9
-"""Launcher, clerk, janitor, and three containers in waiting: PID 1 and the process that will be the command."""

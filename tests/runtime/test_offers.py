@@ -11,7 +11,7 @@ import pytest
 from nbcontainer._linux.processes import pidfd_open
 from nbcontainer._linux.values import replaced
 from nbcontainer.runtime.offers import Offers
-from nbcontainer.runtime.protocol import Execute, Offer, Ready, Room, Run, receive, send
+from nbcontainer.runtime.protocol import Execute, Furnish, Offer, Ready, Room, Run, Taken, receive, send
 from nbcontainer.runtime.resources import Resources
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class Launcher:
         self.command, self._command = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.claim = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def offer(self, room: str = "1", pid: int | None = None) -> None:
-        """Offer a room."""
+    def offer(self, room: str = "1", pid: int | None = None, network: str = "") -> None:
+        """Offer a room, or with a network a container without one."""
         pidfd = pidfd_open(pid or os.getpid())
-        send(self.theirs, Offer(room, 77), (self.claim, pidfd, self._init.fileno(), self._command.fileno()))
+        send(self.theirs, Offer(room, 77, network), (self.claim, pidfd, self._init.fileno(), self._command.fileno()))
         os.close(pidfd)
 
     def close(self) -> None:
@@ -149,3 +149,60 @@ def test_forgotten(offers: Offers, launcher: Launcher) -> None:
     offers.expect([replaced(ROOM, id=str(number)) for number in range(2, 12)])
     assert offers.descriptors == frozenset()
     assert start(offers, launcher) is None
+
+
+def furnish(offers: Offers, launcher: Launcher, further: tuple[int, ...] = (), request: Run = RUN) -> Any:
+    """Ask for a room in a container that waits without one."""
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        return offers.furnish(launcher.ours, request, (null, null, null), Resources(None, ()), further)
+    finally:
+        os.close(null)
+
+
+def test_furnished(offers: Offers, launcher: Launcher) -> None:
+    """What waits without a room gets it, then the command; the launcher hears what it has to clean up."""
+    launcher.offer("container 5", network="none")
+    request = replaced(RUN, room=replaced(ROOM, id="9", scratch="store/containers/9"))
+    further = os.open(os.devnull, os.O_RDONLY)
+    connection = furnish(offers, launcher, (further,), request)
+    os.close(further)
+    assert connection.pid == 77
+    _, fds, _, _ = socket.recv_fds(launcher.init, 16, 4)
+    for expected, count in ((Furnish(request.room, ahead=False), 1), (Execute(["true"], ["A=b"], "x"), 4)):
+        received = receive(launcher.command)
+        assert received is not None
+        assert (received[0], len(received[1])) == (expected, count)
+        fds += received[1]
+    received = receive(launcher.theirs)
+    assert received == (Taken("container 5", "store/containers/9"), [])
+    for fd in fds:
+        os.close(fd)
+    connection.close()
+    assert furnish(offers, launcher) is None, "an offer is good for one start"
+    assert offers.descriptors == frozenset()
+
+
+def test_not_furnished(offers: Offers, launcher: Launcher) -> None:
+    """Another network, or one that the launcher has taken for itself: somebody else must be asked."""
+    launcher.offer("container 5", network="host")
+    assert furnish(offers, launcher) is None
+    assert len(offers.descriptors) == 4
+    assert os.eventfd_read(launcher.claim) == 1
+    assert furnish(offers, launcher, request=replaced(RUN, room=replaced(ROOM, network="host"))) is None
+    assert offers.descriptors == frozenset()
+
+
+def test_latest_without_a_room_is_kept(offers: Offers, launcher: Launcher) -> None:
+    """One for each network, and not of many networks."""
+    for number in range(20):
+        launcher.offer(f"container {number}", network="none")
+        launcher.offer(f"other {number}", network=f"lent-{number}")
+        assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, id="9"))) is None
+    assert len(offers.descriptors) <= 4 * 9
+
+
+def test_expected_room_is_known(offers: Offers) -> None:
+    """The launcher may be building it, so nobody else may."""
+    assert offers.expects("1")
+    assert not offers.expects("2")

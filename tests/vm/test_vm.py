@@ -51,7 +51,7 @@ def test_logged_in_scope() -> None:
 
 
 def test_checkout_is_readable(tmp_path: Path) -> None:
-    """The guest's user can read what travels, all of the package; no environment, cache or history of ours goes along."""
+    """The guest's user can read what travels, all of the package; no environment or history of ours goes along."""
     with tarfile.open(checkout(tmp_path / "checkout.tar", Plan(sessions=("root",), seconds=60))) as archive:
         entries = {entry.name: entry for entry in archive}
     modules = {str(path.relative_to(HERE)) for path in (HERE / "nbcontainer").rglob("*.py")}

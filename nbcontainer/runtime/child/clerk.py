@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 from nbcontainer._linux import processes
 from nbcontainer.runtime.child import modules
@@ -28,6 +29,7 @@ __all__ = ["Clerk", "start"]
 
 _TASKS = "nbcontainer.runtime.child.tasks"
 _JOINED = b"joined"
+_MOMENT = 0.002
 
 
 class Clerk:
@@ -66,8 +68,11 @@ class Clerk:
         self._removals.close()
 
 
-def start(names: Iterable[str]) -> Clerk:
-    """Fork a clerk for tasks of these modules; it waits for `Clerk.join`."""
+def start(names: Iterable[str], channel: socket.socket) -> Clerk:
+    """Fork a clerk for tasks of these modules; it waits for `Clerk.join`.
+
+    It lets go of the launcher's `channel`: whoever kept that open would keep the engine from hearing of our end.
+    """
     requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     removals, taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -76,8 +81,8 @@ def start(names: Iterable[str]) -> Clerk:
         taken.close()
         return Clerk(pid, requests, removals)
     try:
-        requests.close()
-        removals.close()
+        for ours in (channel, requests, removals):
+            ours.close()
         _serve(theirs, taken, names)
     finally:
         os._exit(1)
@@ -131,8 +136,9 @@ def _join(launcher: int, here: int, leaf: str) -> None:
 def _leave(launcher: int) -> NoReturn:
     """End when tasks and janitor have, if the launcher ends in good order; at once, tasks with us, if it was killed."""
     with contextlib.suppress(ChildProcessError):
-        while os.getppid() == launcher:
-            os.wait()
+        while os.getppid() == launcher:  # of one that was killed, descriptors are closed a moment before that changes
+            os.waitpid(-1, os.WNOHANG)
+            time.sleep(_MOMENT)
     os._exit(0)
 
 

@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 
 from nbcontainer._linux import processes, syscalls
+from nbcontainer.errors import UnsupportedHost
 from nbcontainer.runtime.child import setup, stage
 
-__all__ = ["join", "show", "wait"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["hold", "join", "show", "wait"]
 
 _GO = b"."
 _LONGEST = 4096
@@ -22,12 +28,12 @@ _PATIENCE = 30.0
 _OWN = "/proc/self/ns/net"
 
 
-def show(fd: int) -> socket.socket:
-    """Hand this process's network namespace, and PID 1's pidfd, to whoever is at the other end."""
+def show(fd: int, pid: int = 1) -> socket.socket:
+    """Hand this process's network namespace, and a pidfd of who lives there, to whoever is at the other end."""
     gate = socket.socket(fileno=fd)
     namespace = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        first = processes.pidfd_open(1)
+        first = processes.pidfd_open(pid)
         try:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (namespace, first)))]
             gate.sendmsg([_GO], ancillary, socket.MSG_NOSIGNAL)
@@ -42,6 +48,13 @@ def show(fd: int) -> socket.socket:
 
 def wait(gate: socket.socket) -> None:
     """Wait until the link is there; raise `SetupError` with what was said instead."""
+    try:
+        _hear(gate)
+    finally:
+        gate.close()
+
+
+def _hear(gate: socket.socket) -> None:
     gate.settimeout(_PATIENCE)
     try:
         word = gate.recv(_LONGEST)
@@ -49,11 +62,33 @@ def wait(gate: socket.socket) -> None:
         raise setup.SetupError("the network keeper has made no link in time; try again") from problem
     except OSError:
         word = b""
-    gate.close()
     if not word:
         raise setup.SetupError("the network keeper ended before the container's link was made; run it again")
     if word != _GO:
         raise setup.SetupError(word.decode("utf-8", "replace"))
+
+
+def hold(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """As a task: make a network namespace, have it connected, hand it over, and stay until one side has gone.
+
+    fds: the gate, and a SEQPACKET socket on which the namespace is handed over.
+    """
+    syscalls.unshare(processes.CLONE_NEWNET)
+    stage.open_network("/proc")
+    gate, taker = show(fds[0], os.getpid()), socket.socket(fileno=fds[1])
+    with gate, taker:
+        try:
+            _hear(gate)
+        except setup.SetupError as problem:
+            raise UnsupportedHost(str(problem)) from problem
+        namespace = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        socket.send_fds(taker, [_GO], [namespace])
+        os.close(namespace)
+        poll = select.poll()
+        for side in (gate, taker):
+            poll.register(side, 0)  # whoever closes it says so unasked
+        poll.poll()
+    return {}
 
 
 def join(namespace: int) -> None:

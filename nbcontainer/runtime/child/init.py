@@ -37,7 +37,7 @@ from nbcontainer.runtime.protocol import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from typing import NoReturn
 
     from nbcontainer.runtime.protocol import Message, Run
@@ -46,6 +46,7 @@ __all__ = [
     "LATER",
     "Prepared",
     "Settings",
+    "clone",
     "filter_of",
     "keep_only",
     "prepare",
@@ -84,9 +85,14 @@ _FURNISHING = Furnish(
 
 @value
 class Settings:
-    """What every container of this launcher has in common."""
+    """What every container of this launcher has in common.
+
+    With a `namespace` the private network is that one, which was there before; it is -1 otherwise. `cgroup` is where it
+    is from its first moment, if it has a limit on processes, else "".
+    """
 
     private_network: bool
+    namespace: int
     single_id: bool
     last_capability: int
     capabilities: frozenset[int]
@@ -102,6 +108,8 @@ class Prepared:
         self.pidfd = pidfd
         self._to_init = to_init
         self._to_command = to_command
+        self.id = ""
+        self.network = ""
         self.room: Room | None = None
         self.furnished_at = 0.0
         self._claim: Claim | None = None
@@ -113,15 +121,17 @@ class Prepared:
         self.furnished_at = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def offer(self, channel: socket.socket) -> None:
-        """Offer the furnished room to the engine, if its socket takes it (see `Offer`)."""
-        assert self.room is not None
+        """Offer it to the engine, with its room or without one, if the socket takes that (see `Offer`)."""
+        message = Offer(self.id, self.pid, self.network) if self.room is None else Offer(self.room.id, self.pid)
+        if self._claim is not None:  # of the offer without a room, which is ours by now
+            self._claim.close()
         self._claim = Claim()
         fds = (self._claim.fd, self.pidfd, self._to_init.fileno(), self._to_command.fileno())
-        with contextlib.suppress(OSError):  # it has not looked for long; then the room is ours alone
-            send(channel, Offer(self.room.id, self.pid), fds, wait=False)
+        with contextlib.suppress(OSError):  # it has not looked for long; then it is ours alone
+            send(channel, message, fds, wait=False)
 
     def claim(self) -> bool:
-        """Whether the room is ours, from now on for good: false once the engine has taken it."""
+        """Whether it is ours, from now on for good: false once the engine has taken it."""
         return self._claim is None or self._claim.take()
 
     def start(self, request: Run, fds: list[int]) -> None:
@@ -144,23 +154,34 @@ class Prepared:
         self._to_command.close()
 
 
-def prepare(settings: Settings) -> Prepared:
-    """Clone into new namespaces and start building there; returns at once."""
-    to_init, init_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    to_command, command_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    flags = _NAMESPACES | (processes.CLONE_NEWNET if settings.private_network else 0)
+def prepare(cloned: Callable[[socket.socket, socket.socket], tuple[int, int]]) -> Prepared:
+    """Have a container-to-be made that starts to build in its namespaces; returns at once.
+
+    `cloned` makes it, by `clone`, with its ends of two sockets, and answers with pid and pidfd.
+    """
+    to_init, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    to_command, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        pid, pidfd = processes.clone_into(flags)
+        with requests, commands:
+            pid, pidfd = cloned(requests, commands)
     except OSError:
-        for end in (to_init, init_end, to_command, command_end):
-            end.close()
+        to_init.close()
+        to_command.close()
         raise
+    return Prepared(pid, pidfd, to_init, to_command)
+
+
+def clone(
+    settings: Settings, requests: socket.socket, commands: socket.socket, *, further: int = 0, cgroup: int = -1
+) -> tuple[int, int]:
+    """Clone into new namespaces, with `further` flags and into a `cgroup` of v2; pid and pidfd of PID 1."""
+    own_network = settings.private_network and settings.namespace < 0
+    flags = _NAMESPACES | further | (processes.CLONE_NEWNET if own_network else 0)
+    pid, pidfd = processes.clone_into(flags, cgroup)
     if pid:
-        init_end.close()
-        command_end.close()
-        return Prepared(pid, pidfd, to_init, to_command)
+        return pid, pidfd
     try:
-        _become_init(settings, init_end, command_end)
+        _become_init(settings, requests, commands)
     finally:
         os._exit(125)
 
@@ -168,6 +189,8 @@ def prepare(settings: Settings) -> Prepared:
 def _become_init(settings: Settings, requests: socket.socket, commands: socket.socket) -> NoReturn:
     processes.die_with_parent()
     processes.hide_from_tracers()
+    if settings.namespace >= 0:
+        syscalls.setns(settings.namespace, processes.CLONE_NEWNET)
     keep_only(requests.fileno(), commands.fileno())
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores two of them
@@ -176,13 +199,16 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
     processes.new_session_keyring()
     refusals = -1
     if settings.cgroup:
-        processes.write_text(f"{settings.cgroup}/cgroup.procs", "0")
         with contextlib.suppress(OSError):  # older kernels do not count
             refusals = os.open(f"{settings.cgroup}/pids.events", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(processes.CLONE_NEWCGROUP)
     problem = ""
     try:
-        stage.build_trees(private_network=settings.private_network, tty_group=not settings.single_id)
+        stage.build_trees(
+            private_network=settings.private_network,
+            new_network=settings.private_network and settings.namespace < 0,
+            tty_group=not settings.single_id,
+        )
     except OSError as trouble:
         problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -225,6 +251,7 @@ def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> N
     `refusals` is the open file with what the limit on processes did, or -1.
     """
     control: socket.socket | None = None
+    refused_before = _refused(refusals)
     _rehearse(refusals)
     poll = select.poll()
     poll.register(requests, select.POLLIN)
@@ -237,7 +264,7 @@ def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> N
                 status = _reap(command)
                 if status is not None:
                     if control is not None:
-                        _tell_the_end(control, Exited(status, _refused(refusals)))
+                        _tell_the_end(control, Exited(status, _refused(refusals) - refused_before))
                     return
             elif fd == requests.fileno():
                 poll.unregister(requests)
@@ -323,7 +350,10 @@ def _become_command(settings: Settings, commands: socket.socket, problem: str) -
     waiting: socket.socket | None = None
     code = 125
     started = encode(Started())
-    rehearse_message(_FURNISHING)
+    arrival = select.poll()
+    arrival.register(commands, select.POLLIN)
+    if not arrival.poll(0):
+        rehearse_message(_FURNISHING)
     while True:
         received = receive(commands)
         if received is None:

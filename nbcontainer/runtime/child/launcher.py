@@ -13,7 +13,6 @@ an *init* (PID 1) with the *command*.
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import os
 import select
@@ -22,17 +21,19 @@ import socket
 import time
 
 from nbcontainer._linux import mounts, processes, syscalls
-from nbcontainer.runtime.child import clerk, init, interpreter, limits, modules, stage, visits
+from nbcontainer.runtime.child import clerk, init, interpreter, limits, modules, nursery, stage, visits
 from nbcontainer.runtime.protocol import (
     Accepted,
     Configure,
     Expect,
     Failed,
+    Lend,
     Mapped,
     ProtocolError,
     Ready,
     Room,
     Run,
+    Taken,
     Task,
     Unshared,
     Visit,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _STAGE = "run"
+_NETWORKS = frozenset({"none", "host"})
+"""What a room's network can be beside one that was lent: one of its own, or the machine's."""
 _WATCHES = (("max_user_instances", "max_inotify_instances"), ("max_user_watches", "max_inotify_watches"))
 _MOST_DEATHS = 20
 """Containers that died while they waited, after which no more are prepared ahead: something here ends them."""
@@ -71,12 +74,12 @@ def main(fd: int, memory: int = -1) -> NoReturn:
                 modules.load()
                 _enter_user_namespace(channel, configuration, shared)
                 interpreter.start_again(configuration, fd)
-            helper = clerk.start(configuration.modules)
+            helper = clerk.start(configuration.modules, channel)
             modules.load()
             fds = _enter_user_namespace(channel, configuration, shared)
         else:
             configuration, fds = interpreter.remembered(memory), []
-            helper = clerk.start(configuration.modules)
+            helper = clerk.start(configuration.modules, channel)
             modules.load()
             interpreter.go_below()
         _build_stage(configuration, fds)
@@ -178,7 +181,10 @@ class Launcher:
         self._filters = {name: bytes.fromhex(text) for name, text in configuration.filters.items()}
         self._ready: list[init.Prepared] = []
         self._pool_network = configuration.pool_network
+        self._lent: dict[str, int] = {}
         self._furnished: list[init.Prepared] = []
+        self._surrendered: dict[str, int] = {}
+        self._surprising = False
         self._expected: list[Room] = []
         self._gates: dict[str, int] = {}
         self._left: set[str] = set()
@@ -187,10 +193,19 @@ class Launcher:
         self._died_waiting = 0
         self._lame = False
         self._running: dict[int, str] = {}
-        self._cgroups: dict[int, str] = {}
-        self._emptied: list[str] = []
         self._serial = 0
         self._last_capability = processes.last_capability()
+        settings = init.Settings(
+            private_network=True,
+            namespace=-1,
+            single_id=configuration.single_id,
+            last_capability=self._last_capability,
+            capabilities=frozenset(configuration.capabilities),
+            filters=self._filters,
+            cgroup="",
+        )
+        kept = configuration.pool_size + 1 if configuration.pool_size else 0  # one is there for what has been taken
+        self._places = nursery.Places(configuration.cgroup, configuration.pids_limit, kept, settings)
         visiting = visits.Settings(
             single_id=configuration.single_id, last_capability=self._last_capability, filters=self._filters
         )
@@ -236,12 +251,18 @@ class Launcher:
             if self._lame and not self._running:  # the engine will start another one
                 self._end()
                 return
-            if not self._ready and not self._asleep():
+            if not self._asleep() and not any(each.network == self._pool_network for each in self._ready):
                 self._refill()
 
     def _answer(self, message: object, fds: list[int]) -> None:
         if isinstance(message, Expect):
             self._expect(message, fds)
+            return
+        if isinstance(message, Lend):
+            self._lend(message.name, fds)
+            return
+        if isinstance(message, Taken):
+            self._taken_without_room(message)
             return
         if not fds:
             return
@@ -268,6 +289,7 @@ class Launcher:
         self._expected = [each for each in self._expected if each.id != room.id]
         self._close_gates()
         furnished = prepared is not None
+        self._surprising = not furnished
         if prepared is None:
             self._keep_ready(room.network)
             prepared = self._one_ready(room.network)
@@ -286,19 +308,11 @@ class Launcher:
             prepared.close()
 
     def _prepare(self, network: str) -> init.Prepared:
+        if network not in _NETWORKS and network not in self._lent:
+            raise OSError("its network has just ended, with the process that kept it; try again")
         self._serial += 1
-        cgroup = self._new_cgroup()
-        settings = init.Settings(
-            private_network=network != "host",
-            single_id=self._configuration.single_id,
-            last_capability=self._last_capability,
-            capabilities=frozenset(self._configuration.capabilities),
-            filters=self._filters,
-            cgroup=cgroup,
-        )
-        prepared = init.prepare(settings)
-        if cgroup:
-            self._cgroups[prepared.pid] = cgroup
+        prepared = self._places.prepare(private_network=network != "host", namespace=self._lent.get(network, -1))
+        prepared.id, prepared.network = f"container {self._serial}", network
         return prepared
 
     # --- the pool ---------------------------------------------------------------------------------------------------
@@ -307,7 +321,7 @@ class Launcher:
         """How long to wait for a request, in milliseconds, before there is something else to do."""
         if self._asleep():
             return None
-        if self._lacking() or self._unfurnished():
+        if self._lacking() or self._unfurnished() or not self._places.are_tidy:
             return _CALM
         if not self._ready and not self._furnished:
             return None
@@ -335,17 +349,56 @@ class Launcher:
             except OSError:  # whoever asks for it will meet the same problem and report it
                 self._expected.remove(room)
         self._refill()
+        self._places.tidy()
 
     def _keep_ready(self, network: str) -> None:
-        """Keep ready what is asked for now: the next one wants the same network, as a rule."""
-        if network != self._pool_network:
-            self._pool_network = network
-            for prepared in [*self._ready]:
+        """Keep ready what is asked for now: the next one wants the same network, as a rule.
+
+        What waits with another one goes when there is no place for both.
+        """
+        self._pool_network = network
+        for prepared in [each for each in self._ready if each.network != network and not self._lacking()]:
+            self._let_go(prepared)
+
+    def _lend(self, network: str, fds: list[int]) -> None:
+        """Know a network namespace by its name; without a descriptor, forget it and what waits in it."""
+        if fds:
+            self._lent[network] = os.dup(fds[0])
+        elif network in self._lent:
+            if network == self._pool_network:
+                self._pool_network = self._configuration.pool_network
+            for prepared in [each for each in self._ready if each.network == network]:
                 self._let_go(prepared)
+            os.close(self._lent.pop(network))
 
     def _one_ready(self, network: str) -> init.Prepared:
         """A container-to-be with this network: one that waits, or one made now."""
-        return self._ready.pop() if self._ready and network == self._pool_network else self._prepare(network)
+        for prepared in [each for each in self._ready if each.network == network]:
+            if prepared.claim():
+                self._ready.remove(prepared)
+                return prepared
+            self._surrender(prepared)
+        return self._prepare(network)
+
+    def _surrender(self, prepared: init.Prepared) -> None:
+        """Give up one that the engine has taken, and has not told us of yet: with which room, is told then."""
+        self._ready.remove(prepared)
+        self._running[prepared.pid] = ""
+        self._surrendered[prepared.id] = prepared.pid
+        prepared.close()
+
+    def _taken_without_room(self, message: Taken) -> None:
+        """The engine has had a room built, and started a command there, in a container that we had offered."""
+        self._last_request = _now()
+        self._surprising = True
+        for prepared in [each for each in self._ready if each.id == message.id]:
+            self._keep_ready(prepared.network)
+            self._surrender(prepared)
+        pid = self._surrendered.pop(message.id, -1)
+        if pid in self._running:
+            self._running[pid] = message.scratch
+        elif message.scratch:  # it is over already
+            self._clerk.discard(message.scratch)
 
     def _lacking(self) -> bool:
         return not self._broken and len(self._ready) + len(self._furnished) < self._configuration.pool_size
@@ -353,9 +406,13 @@ class Launcher:
     def _refill(self) -> None:
         if self._lacking():
             try:
-                self._ready.append(self._prepare(self._pool_network))
+                prepared = self._prepare(self._pool_network)
             except OSError:
                 self._broken = True  # the next request will meet the same problem and report it
+                return
+            self._ready.append(prepared)
+            if self._surprising:  # else the next one has been furnished, and to hear of this one takes the engine time
+                prepared.offer(self._channel)
 
     def _expect(self, message: Expect, gates: list[int]) -> None:
         for prepared in [each for each in self._furnished if each.room is not None and each.room.id in message.taken]:
@@ -410,6 +467,7 @@ class Launcher:
         """The engine has started a command in a room that we had offered."""
         assert prepared.room is not None
         self._last_request = _now()
+        self._surprising = False
         self._furnished.remove(prepared)
         self._expected = [each for each in self._expected if each.id != prepared.room.id]
         self._left.discard(prepared.room.scratch)
@@ -419,7 +477,10 @@ class Launcher:
     def _let_go(self, prepared: init.Prepared) -> None:
         """End a container that waits; `_reap` collects it, and its folder stays for a request that still names it."""
         if not prepared.claim():
-            self._taken(prepared)
+            if prepared.room is None:
+                self._surrender(prepared)
+            else:
+                self._taken(prepared)
             return
         for waiting in (self._ready, self._furnished):
             if prepared in waiting:
@@ -445,10 +506,11 @@ class Launcher:
         self._porters.forget(pid)
         for prepared in [each for each in self._furnished if each.pid == pid and not each.claim()]:
             self._taken(prepared)
-        cgroup = self._cgroups.pop(pid, "")
-        if cgroup:
-            self._emptied.append(cgroup)
-        self._emptied = [each for each in self._emptied if not _removed(each)]
+        for prepared in [each for each in self._ready if each.pid == pid and not each.claim()]:
+            self._surrender(prepared)
+        self._places.leave(pid)
+        if self._asleep():
+            self._places.give_up_free()
         scratch = self._running.pop(pid, "")
         if scratch:
             self._clerk.discard(scratch)
@@ -486,15 +548,6 @@ class Launcher:
         except OSError as problem:
             raise OSError(f"cgroup {root} was given but cannot be used: {problem}") from problem
 
-    def _new_cgroup(self) -> str:
-        root = self._configuration.cgroup
-        if not root:
-            return ""
-        path = os.path.join(root, f"c{self._serial}")
-        os.mkdir(path, 0o755)
-        processes.write_text(f"{path}/pids.max", str(self._configuration.pids_limit or "max"))
-        return path
-
     # --- tasks and visits ---------------------------------------------------------------------------------------------
 
     def _become_helper(self) -> None:
@@ -504,6 +557,7 @@ class Launcher:
         gc.enable()
         for prepared in (*self._ready, *self._furnished):
             prepared.close()
+        self._places.close()
         self._porters.close()
         self._clerk.close()
         self._channel.close()
@@ -523,18 +577,10 @@ class Launcher:
             self._clerk.discard(folder)
         self._clerk.close()
         self._porters.close()
+        self._places.close()
         with contextlib.suppress(ChildProcessError):
             while True:
                 os.wait()
-
-
-def _removed(cgroup: str) -> bool:
-    """Take away the cgroup of a container that is over; the door of its visitors may still be on its way out."""
-    try:
-        os.rmdir(cgroup)
-    except OSError as problem:
-        return problem.errno != errno.EBUSY
-    return True
 
 
 def _now() -> float:

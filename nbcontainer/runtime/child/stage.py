@@ -14,7 +14,7 @@ import stat
 from nbcontainer._linux import mounts, processes, syscalls
 from nbcontainer.runtime.places import MASKED_IN_PROC, MASKED_IN_SYS, READ_ONLY_IN_PROC
 
-__all__ = ["DIRECTORIES", "build_trees", "is_a_container_root", "mask", "show_network"]
+__all__ = ["DIRECTORIES", "build_trees", "is_a_container_root", "mask", "open_network", "show_network"]
 
 DIRECTORIES = ("root", "proc", "sys", "dev", "gen", "empty", "store", "host")
 
@@ -32,12 +32,11 @@ _SAFE = mounts.MS_NOSUID | mounts.MS_NOEXEC | mounts.MS_NODEV
 _NULL_DEVICE = os.makedev(1, 3)
 
 
-def build_trees(*, private_network: bool, tty_group: bool) -> None:
+def build_trees(*, private_network: bool, new_network: bool, tty_group: bool) -> None:
     """Mount proc, sys, dev and the place for generated files under the current directory."""
     mounts.mount("proc", "proc", "proc", _SAFE)
-    if private_network:
-        processes.bring_loopback_up()
-        _open_network_to_users()
+    if new_network:
+        open_network("proc")
     _dev(tty_group=tty_group)
     _restrict_proc()
     _sys(private_network=private_network)
@@ -49,11 +48,12 @@ def show_network() -> None:
     _sys(private_network=True)
 
 
-def _open_network_to_users() -> None:
-    """Port 80 and ping need no capability in a network of one's own (as every engine sets it)."""
+def open_network(proc: str) -> None:
+    """Loopback up; port 80 and ping need no capability in a network of one's own (as every engine sets it)."""
+    processes.bring_loopback_up()
     for name, value in (("ip_unprivileged_port_start", "0"), ("ping_group_range", "0 2147483647")):
         with contextlib.suppress(OSError):  # an older kernel, or gids that are not mapped: only a comfort
-            processes.write_text(f"proc/sys/net/ipv4/{name}", value)
+            processes.write_text(f"{proc}/sys/net/ipv4/{name}", value)
 
 
 def _restrict_proc() -> None:
