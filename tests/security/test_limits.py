@@ -39,3 +39,7 @@ def test_fork_bomb(tmp_path: Path, registry: InProcessRegistry) -> None:
             said, count = result.stdout.strip().strip('[]"').rsplit(" ", 1)
             assert said == "refused EAGAIN", result
             assert int(count) < 32
+            assert any("32" in note for note in result.notes), result.notes
+        for _ in range(6):  # also where a bomb was before: cgroups are used again
+            calm = engine.run(registry.reference("tiny"), script="true", check=False)
+            assert (calm.exit_code, calm.notes) == (0, ()), calm
