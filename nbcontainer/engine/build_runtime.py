@@ -63,11 +63,11 @@ class BuildRuntime:
         try:
             yield runtime
         finally:
-            self.stands.tidy()
             with self._lock:
                 self._builds -= 1
                 if not self._builds and self._made is runtime:
                     self._end_later()
+            self.stands.tidy()
 
     def _end_later(self) -> None:
         """End it when no build comes; the caller holds the lock. One that was never started is let go at once."""

@@ -1,9 +1,10 @@
 """Networks that builds keep for their commands, and that one `RUN` has after another.
 
 A network namespace with a link takes the machine longer to make and to take down than most commands of a build take:
-seven of the twenty-two milliseconds of work that a ``RUN true`` was. Nothing that a command does stays in one. Its
-processes end with it, and their sockets; without NET_ADMIN, which no `RUN` has, it changes neither links nor addresses
-nor the packet filter, and /proc/sys is read-only. Two commands never have the same one at the same time.
+seven of the twenty-two milliseconds of work that a ``RUN true`` was. What a command does there does not stay: its
+processes end with it; without NET_ADMIN, which no `RUN` has, it changes neither links nor addresses nor the packet
+filter, and /proc/sys is read-only; and where a connection lingers (TIME_WAIT), the next command has another network.
+Two commands never have the same one at the same time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nbcontainer.model.network import NetworkChoice
 from nbcontainer.network.definitions import BRIDGE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from nbcontainer.engine.networking import Lease, Networks
     from nbcontainer.model import ContainerSpec
@@ -45,37 +46,51 @@ class Stands:
         self._networks = networks
         self._lock = threading.Lock()
         self._free: list[_Stand] = []
+        self._busy: list[_Stand] = []
 
     @contextlib.contextmanager
-    def lease(self, spec: ContainerSpec, runtime: Runtime) -> Iterator[Lease]:
-        """The network that `spec` asks for, as `Networks.lease` gives it, until the command is over."""
+    def lease(
+        self, spec: ContainerSpec, runtime: Runtime, given_up: Callable[[], bool] = lambda: False
+    ) -> Iterator[Lease]:
+        """The network that `spec` asks for, as `Networks.lease` gives it, until the command is over.
+
+        Nobody waits for one that is `given_up` meanwhile.
+        """
         if not NetworkChoice.parse(spec.network).is_bridged:
             with self._networks.lease(spec, "") as lease:
                 yield lease
             return
-        stand = self._found(spec.network) or self._made(spec, runtime)
+        stand = self._found(spec.network) or self._made(spec, runtime, given_up)
+        with self._lock:
+            self._busy.append(stand)
         try:
             yield self._networks.standing(spec, stand.lease, stand.network)
         finally:
+            stand.network.look()
             with self._lock:
-                self._free.append(stand)
+                kept = stand in self._busy
+                if kept:
+                    self._busy.remove(stand)
+                    self._free.append(stand)
+            if not kept:
+                self._close(stand)
 
     def _found(self, asked: str) -> _Stand | None:
-        """One that is free and still connected."""
+        """One that is free, still connected and as new."""
         while True:
             with self._lock:
                 stand = next((each for each in reversed(self._free) if each.asked == asked), None)
                 if stand is None:
                     return None
                 self._free.remove(stand)
-            if stand.network.is_there:
+            if stand.network.is_there():
                 return stand
             self._close(stand)
 
-    def _made(self, spec: ContainerSpec, runtime: Runtime) -> _Stand:
+    def _made(self, spec: ContainerSpec, runtime: Runtime, given_up: Callable[[], bool]) -> _Stand:
         lease = self._networks.stand(dataclasses.replace(spec, id=new_container_id()))
         try:
-            network = runtime.lend_network(lease.gate)
+            network = runtime.lend_network(lease.gate, given_up)
         except BaseException:
             self._networks.leave(lease)
             raise
@@ -83,21 +98,26 @@ class Stands:
         return _Stand(asked=spec.network, lease=lease, network=network)
 
     def _close(self, stand: _Stand) -> None:
-        stand.network.close()
-        self._networks.leave(stand.lease)
+        try:
+            stand.network.close()
+        finally:
+            self._networks.leave(stand.lease)
 
     def tidy(self) -> None:
         """A build is over: keep one for the next, in the network that everybody has and nobody can remove."""
-        self._let_go(kept=1)
-
-    def close(self) -> None:
-        """Let go of all of them; safe twice."""
-        self._let_go(kept=0)
-
-    def _let_go(self, kept: int) -> None:
         with self._lock:
-            stay = [each for each in self._free if each.asked == BRIDGE.name][:kept]
+            stay = [each for each in self._free if each.asked == BRIDGE.name][:1]
             going = [each for each in self._free if each not in stay]
             self._free = stay
+        for stand in going:
+            self._close(stand)
+
+    def close(self) -> None:
+        """Let go of all of them; what is in use ends with the container in it. Safe twice."""
+        with self._lock:
+            going, self._free = self._free, []
+            busy, self._busy = self._busy, []
+        for stand in busy:
+            stand.network.close()
         for stand in going:
             self._close(stand)

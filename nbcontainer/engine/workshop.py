@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.running import resolv_conf
 from nbcontainer.engine.successors import new_container_id
-from nbcontainer.errors import ContainerStartError, ImageNotFound, InvalidInput
+from nbcontainer.errors import ContainerStartError, ImageNotFound, InvalidInput, UnsupportedHost
 from nbcontainer.images.lent import lent_by_layout, lent_by_registry, lent_by_store
 from nbcontainer.model import ImageConfig, Platform, Reference, RunOptions
 from nbcontainer.runtime.bundle import bundle
@@ -55,6 +56,8 @@ _EMPTY = "empty"
 """A folder of every launcher's stage (`nbcontainer.runtime.child.stage`)."""
 _MOUNTED = frozenset({"hosts", "hostname", "resolv.conf"})
 _BACKLOG = 16
+_DYING = 2
+"""Seconds for which the end of processes that were killed is waited for."""
 _PIECE = 1 << 16
 
 
@@ -81,15 +84,21 @@ class EngineWorkshop:
         self._lock = threading.Lock()
         self._cleaner = ThreadPoolExecutor(1, thread_name_prefix="nbcontainer-clean")
         self._running: set[Connection] = set()
+        self._stopping = threading.Event()
+        self._closed = False
         self._ended_jobs: list[tuple[str, Record]] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._clean_up()
-        self._cleaner.shutdown(wait=True)
-        self._lent.close()
+        try:
+            with self._lock:
+                self._closed = True
+            self._clean_up()
+            self._cleaner.shutdown(wait=True)
+        finally:
+            self._lent.close()
 
     # --- the store --------------------------------------------------------------------------------------------------
 
@@ -118,7 +127,10 @@ class EngineWorkshop:
         with self._lock:
             ended, self._ended_jobs = self._ended_jobs, []
         for directory, record in ended:
-            self._cleaner.submit(self._clean, directory, record)
+            try:
+                self._cleaner.submit(self._clean, directory, record)
+            except RuntimeError:  # the build was over before its last command was
+                self._clean(directory, record)
 
     def _clean(self, directory: str, record: Record) -> None:
         try:
@@ -195,6 +207,9 @@ class EngineWorkshop:
         finally:  # the next step need not wait for it; the record stays locked until it is done
             with self._lock:
                 self._ended_jobs.append((directory, record))
+                late = self._closed
+            if late:
+                self._clean_up()
 
     def _spec(self, job: Job, container: Any, directory: str) -> ContainerSpec:
         if job.chain is None:
@@ -233,7 +248,10 @@ class EngineWorkshop:
                 ends.append(writer)
                 readers.append(reader)
                 self._session.adopt(writer)
-            lease = undo.enter_context(self._session.build_runtime.stands.lease(spec, self._runtime))
+            stands = self._session.build_runtime.stands
+            lease = undo.enter_context(stands.lease(spec, self._runtime, self._stopping.is_set))
+            if self._stopping.is_set():
+                raise UnsupportedHost("the build was ended before this command began")
             if lease.fields:
                 record.update(**lease.fields)
             connection = self._runtime.start(
@@ -244,11 +262,15 @@ class EngineWorkshop:
                 network=lease.network,
             )
             undo.callback(connection.close)
-            self._clean_up()
-            lease.started()
+            undo.callback(_wait_until_gone, connection)
             with self._lock:
                 self._running.add(connection)
+                too_late = self._stopping.is_set()
             undo.callback(self._over, connection)
+            if too_late:
+                connection.end()
+            self._clean_up()
+            lease.started()
             _close_all(ends)
             if connection.pid is not None:
                 record.update(started=time.time(), **process_fields(connection.pid))
@@ -302,8 +324,9 @@ class EngineWorkshop:
         self._session.discard(path)
 
     def stop(self, number: int) -> None:
-        """See `Workshop.stop`."""
+        """See `Workshop.stop`. What has not begun does not begin."""
         with self._lock:
+            self._stopping.set()
             for connection in self._running:
                 if number == signal.SIGKILL:
                     connection.end()
@@ -344,6 +367,14 @@ class EngineWorkshop:
         if self._session.privileged:
             ids = self._session.id_map
             os.chown(path, ids.uids[0].outside + uid, ids.gids[0].outside + gid)
+
+
+def _wait_until_gone(connection: Connection) -> None:
+    """Wait for the end of what a command has left running: what comes next in its network shall not meet it."""
+    if not connection.alone and connection.pidfd >= 0:
+        end = select.poll()
+        end.register(connection.pidfd, select.POLLIN)
+        end.poll(_DYING * 1000)
 
 
 def _alike(one: os.stat_result, other: os.stat_result) -> bool:

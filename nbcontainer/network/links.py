@@ -19,7 +19,18 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from nbcontainer._linux import processes, syscalls
 from nbcontainer.errors import UnsupportedHost
-from nbcontainer.network.netlink import ANY_REFUSAL, Netlink, new_address, new_pair, new_route, refusal, set_up
+from nbcontainer.network.netlink import (
+    ANY_REFUSAL,
+    MAIN_TABLE,
+    NO_DETECTION,
+    ON_LINK,
+    Netlink,
+    new_address,
+    new_pair,
+    new_route,
+    refusal,
+    set_up,
+)
 from nbcontainer.network.plan import SERVER_ADDRESS, mac_of
 
 if TYPE_CHECKING:
@@ -32,10 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ends", "Links", "inside", "new_namespace"]
 
-_NO_DETECTION = 0x02  # IFA_F_NODAD of if_addr.h: the address is ours, nobody has to be asked for a second
-_MAIN_TABLE = 254
 _SHORTEST = 8
-_ON_LINK = 253  # RT_SCOPE_LINK of rtnetlink(7)
 _DEFAULT_MTU = 1500
 
 
@@ -94,7 +102,7 @@ class Links:
         """What this machine's routes lead to, without the default route."""
         found = []
         with _ours("reading routes"):
-            for route in self._route.get_routes(family=socket.AF_INET, table=_MAIN_TABLE):
+            for route in self._route.get_routes(family=socket.AF_INET, table=MAIN_TABLE):
                 target, length = route.get_attr("RTA_DST"), route["dst_len"]
                 if target and length >= _SHORTEST:
                     found.append(ipaddress.IPv4Network((target, length), strict=False))
@@ -110,7 +118,7 @@ class Links:
     def uplink(self, family: socket.AddressFamily = socket.AF_INET) -> tuple[str, int] | None:
         """Name and MTU of the link of the default route, or None where there is none."""
         with _ours("reading routes"):
-            for route in self._route.get_default_routes(family=family, table=_MAIN_TABLE):
+            for route in self._route.get_default_routes(family=family, table=MAIN_TABLE):
                 index = route.get_attr("RTA_OIF")
                 if index:
                     link = self._route.get_links(index)[0]
@@ -153,7 +161,7 @@ class Links:
     def _address6(self, index: int, address: str, length: int) -> None:
         """Give a link an IPv6 address; a machine without IPv6 has none."""
         try:
-            self._route.addr("add", index=index, address=address, prefixlen=length, flags=_NO_DETECTION)
+            self._route.addr("add", index=index, address=address, prefixlen=length, flags=NO_DETECTION)
         except NetlinkError as problem:
             if problem.code not in {errno.EACCES, errno.EPERM, errno.EOPNOTSUPP, errno.EAFNOSUPPORT, errno.EINVAL}:
                 raise UnsupportedHost(f"address {address} cannot be set: {os.strerror(problem.code)}") from problem
@@ -198,7 +206,7 @@ class Links:
         with _ours(f"opening the name server to {subnet}"):
             index = self._netlink.index(peer)
             self._route.link("set", index=index, state="up")
-            self._route.route("add", dst=subnet, oif=index, scope=_ON_LINK, prefsrc=SERVER_ADDRESS)
+            self._route.route("add", dst=subnet, oif=index, scope=ON_LINK, prefsrc=SERVER_ADDRESS)
 
     def remove(self, name: str) -> None:
         """Take a link away; nothing happens for one that is not there."""

@@ -32,7 +32,8 @@ __all__ = ["Connection"]
 class Connection:
     """The control socket of one container or task; `resources` is what a container holds beside its processes.
 
-    `terminal` is the master of the command's terminal once it has `started`, if it was to have one.
+    `terminal` is the master of the command's terminal once it has `started`, if it was to have one. `alone` is whether
+    no process of the container was left when its command's end was told.
     """
 
     def __init__(self, channel: socket.socket, resources: Held | None = None) -> None:
@@ -41,6 +42,7 @@ class Connection:
         self.pid: int | None = None
         self.pidfd = -1
         self.started = False
+        self.alone = False
         self.terminal = -1
 
     @classmethod
@@ -77,6 +79,8 @@ class Connection:
         message, fds = received
         if isinstance(message, Accepted) and len(fds) == 1 and self.pidfd < 0:
             self.pid, self.pidfd = message.pid, fds.pop()
+        if isinstance(message, Exited):
+            self.alone = message.alone
         if isinstance(message, Started):
             self.started = True
             if len(fds) == 1 and self.terminal < 0 and is_master(fds[0]):  # whatever else it is would not be a terminal

@@ -28,7 +28,7 @@ from nbcontainer.runtime.ulimits import resource_limits
 from nbcontainer.runtime.visiting import Visitors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from nbcontainer._linux.cgroups import Hierarchy
     from nbcontainer.model import ContainerSpec, IdMap, Mount, NetworkMode
@@ -76,10 +76,10 @@ class Runtime(Protocol):
         network instead of its own; with a `network` all of the container is in that one.
         """
 
-    def lend_network(self, gate: int) -> LentNetwork:
+    def lend_network(self, gate: int, given_up: Callable[[], bool]) -> LentNetwork:
         """Make a network for containers that are started in it one after another, and have it connected at the `gate`.
 
-        Raises `UnsupportedHost` with what is said there instead.
+        Raises `UnsupportedHost` with what is said there instead, or when it is `given_up` meanwhile.
         """
 
     def expect(
@@ -249,9 +249,9 @@ class NativeRuntime:
             for fd in (*outside, *entrances):
                 os.close(fd)
 
-    def lend_network(self, gate: int) -> LentNetwork:
+    def lend_network(self, gate: int, given_up: Callable[[], bool] = lambda: False) -> LentNetwork:
         """See `Runtime.lend_network`."""
-        return LentNetwork(self._launcher, gate)
+        return LentNetwork(self._launcher, gate, given_up)
 
     def visit(
         self,

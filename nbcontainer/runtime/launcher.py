@@ -252,7 +252,8 @@ class Launcher:
     @property
     def has_died(self) -> bool:
         """Whether the process that was started last has ended, whether or not that has been noticed."""
-        return self._process is not None and self._process.poll() is not None
+        process = self._process
+        return process is not None and process.poll() is not None
 
     @property
     def deaths(self) -> int:

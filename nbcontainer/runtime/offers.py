@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Offers"]
 
-_MOST = 8
+_MOST = 16
+"""More than an engine promises at once (see `nbcontainer.engine.successors`)."""
 _OF_OFFER, _OF_INVITATION = 4, 3
 """How many descriptors come with each."""
 _STALE = 900.0
@@ -58,6 +59,7 @@ class _Offered:
 
         It builds the room before that if there are `further` descriptors, be it none, which it needs to.
         """
+        pidfd = os.dup(self.pidfd)
 
         def ask(control: int) -> None:
             to_init, to_command = self.sockets
@@ -67,12 +69,12 @@ class _Offered:
                     send(command, Furnish(request.room, ahead=False), tuple(further))
                 send(command, Execute.of(request), (control, *stdio))
 
-        connection = Connection.opened(ask, resources)
         try:
-            connection.pid, connection.pidfd = self.pid, os.dup(self.pidfd)
-        except OSError:
-            connection.close()
+            connection = Connection.opened(ask, resources)
+        except BaseException:
+            os.close(pidfd)
             raise
+        connection.pid, connection.pidfd = self.pid, pidfd
         return connection
 
     def visit(self, request: Visit, stdio: Sequence[int]) -> Connection:
@@ -114,6 +116,7 @@ class Offers:
         """Remember what was asked for: an offer names only the id of its room."""
         for room in rooms:
             self._rooms[room.id] = room
+            self._rooms.move_to_end(room.id)
         while len(self._rooms) > _MOST:
             self._forget(next(iter(self._rooms)))
 
@@ -153,7 +156,7 @@ class Offers:
             return None
         try:
             if offered.claimed():
-                with contextlib.suppress(OSError):  # it has died just now; the launcher will make another
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: ask the launcher
                     connection = offered.start(request, stdio, resources, further)
                     _tell(channel, Taken(name, request.room.scratch))
                     return connection

@@ -293,11 +293,13 @@ class Started:
 class Exited:
     """Container to engine: the command ended with this wait status.
 
-    `refused` is how often the limit on processes that every container has was met meanwhile.
+    `refused` is how often the limit on processes that every container has was met meanwhile. `alone` is whether no
+    other process of it was left.
     """
 
     status: int
     refused: int = 0
+    alone: bool = False
 
 
 @value

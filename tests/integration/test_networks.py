@@ -17,6 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nbcontainer.build.request import BuildOptions, ContextSource
+from nbcontainer.engine.engine import Engine
+from nbcontainer.engine.settings import Settings
+from nbcontainer.errors import NbcontainerError
+from nbcontainer.model import StepOutput
 from nbcontainer.model.network import NetworkOptions
 from nbcontainer.network.plan import mac_of, store_key
 from nbcontainer.network.ports import read_publish
@@ -363,17 +368,23 @@ ADDRESS = f"RUN echo $({PYTHON} -c 'import socket; print(socket.gethostbyname(so
 def test_commands_of_a_build_have_one_network_after_another(net: Tier) -> None:
     """The next RUN finds the place of the last, and of that nothing: neither who listened there nor what was changed."""
     listener = 'import socket,time; s=socket.create_server(("",80)); print(1,flush=True); time.sleep(60)'
+    closing = 'import socket; s=socket.create_server(("127.0.0.1",81)); c=socket.create_connection'
+    closing += '(("127.0.0.1",81)); a,_=s.accept(); a.shutdown(1); c.recv(1); c.close(); a.recv(1); a.close()'
     text = f"""FROM {net.image}
 {ADDRESS} > /first
 RUN {PYTHON} -c '{listener}' > /up & while ! test -s /up; do :; done; mkdir -p /dev/shm/mine
 RUN {PYTHON} -c 'import socket; assert socket.socket().connect_ex((socket.gethostname(), 80)) == 111'
 RUN ! test -e /dev/shm/mine
+RUN {PYTHON} -c '{closing}'
+RUN {PYTHON} -c 'import socket; socket.socket().bind(("127.0.0.1", 81))'
 RUN ! echo 1 > /proc/sys/net/ipv4/ip_forward
 {ADDRESS} > /last
+{ADDRESS} >> /last
 """
     net.driver.build(text, "placed", network="default", no_cache=True)
-    first, last = net.run("cat", "/first", "/last", image="placed").stdout.split()
-    assert first == last
+    first, last, same = net.run("cat", "/first", "/last", image="placed").stdout.split()
+    assert last == same
+    assert first != last, "a place in which a connection lingers was used again"
     assert IPv4Address(first).is_private
 
 
@@ -385,6 +396,56 @@ def test_stages_at_the_same_time_have_networks_of_their_own(net: Tier) -> None:
     assert len(set(net.run("cat", "/a", "/b", image="apart").stdout.split())) == 2
 
 
+def test_build_that_waits_for_its_network_is_interrupted(net: Tier) -> None:
+    """A launcher that does not answer cannot hold a build, and when it goes on, nothing begins."""
+    with net.spawn(build_idle=60) as driver:
+        driver.build(f"FROM {net.image}\nRUN true\n", "met", network="none", no_cache=True)
+        (launcher,) = [pid for pid in driver.processes() if len(processes_below(pid)) > 4]
+        os.kill(launcher, signal.SIGSTOP)
+        try:
+            driver.begin_build(f"FROM {net.image}\nRUN sleep 987\n", "met", network="default", no_cache=True)
+            time.sleep(0.5)
+            driver.interrupt()
+            with pytest.raises(Raised, match="interrupted"):
+                driver.finish(within=30)
+        finally:
+            os.kill(launcher, signal.SIGCONT)
+        time.sleep(1)
+        below = [Path(f"/proc/{pid}/cmdline") for pid in driver.processes()]
+        assert not [path for path in below if path.exists() and b"987" in path.read_bytes()]
+        driver.build(f"FROM {net.image}\nRUN true\n", "met", network="default", no_cache=True)
+        driver.begin("close")
+        driver.finish()
+
+
+def test_engine_is_closed_during_a_build(net: Tier, tmp_path: Path) -> None:
+    """A command in a place of a build does not hold the launcher's end, and nothing of the place is left."""
+    if net.user is not None:
+        pytest.skip("in this process")
+    failed: list[BaseException] = []
+    before = processes_below(os.getpid())
+    (tmp_path / "Dockerfile").write_text(f"FROM {net.image}\nRUN echo begun; sleep 988\n", encoding="ascii")
+    begun = threading.Event()
+
+    def build() -> None:
+        options = BuildOptions(context=ContextSource(folder=str(tmp_path)), tags=("met",), network="bridge")
+        try:
+            engine.build(options, listener=lambda event: begun.set() if isinstance(event, StepOutput) else None)
+        except NbcontainerError as problem:
+            failed.append(problem)
+
+    with Engine(Settings(root=str(tmp_path / "store"), network_idle=0.3)) as engine:
+        thread = threading.Thread(target=build)
+        thread.start()
+        assert begun.wait(60), failed
+        engine.close()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert failed
+    others = processes_below(net.driver.pid)
+    wait_until(lambda: not any(map(_runs, processes_below(os.getpid()) - before - others)), what="nothing of it runs")
+
+
 def test_killed_keeper_is_replaced_for_a_build(net: Tier) -> None:
     """A place of a keeper that was killed is not used again, in the same build neither."""
     with net.spawn(build_idle=60) as driver:
@@ -393,6 +454,7 @@ def test_killed_keeper_is_replaced_for_a_build(net: Tier) -> None:
         for keeper in _keepers(net):
             os.kill(keeper, signal.SIGKILL)
         wait_until(lambda: not _keepers(net), what="the keeper is gone")
+        time.sleep(0.2)  # who holds the network hears of it
         driver.build(text, "met", network="default", no_cache=True)
         assert _keepers(net)
         launcher = max(driver.processes(), key=lambda pid: len(processes_below(pid)))

@@ -146,7 +146,7 @@ def test_forgotten(offers: Offers, launcher: Launcher) -> None:
     launcher.offer()
     assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, id="9"))) is None
     assert len(offers.descriptors) == 4
-    offers.expect([replaced(ROOM, id=str(number)) for number in range(2, 12)])
+    offers.expect([replaced(ROOM, id=str(number)) for number in range(2, 20)])
     assert offers.descriptors == frozenset()
     assert start(offers, launcher) is None
 
@@ -199,7 +199,10 @@ def test_latest_without_a_room_is_kept(offers: Offers, launcher: Launcher) -> No
         launcher.offer(f"container {number}", network="none")
         launcher.offer(f"other {number}", network=f"lent-{number}")
         assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, id="9"))) is None
-    assert len(offers.descriptors) <= 4 * 9
+    assert len(offers.descriptors) <= 4 * 16
+    for number in (1, *range(30, 45), 1, 50):  # who is expected again is not the oldest any more
+        offers.expect([replaced(ROOM, id=str(number))])
+    assert offers.expects("1")
 
 
 def test_expected_room_is_known(offers: Offers) -> None:

@@ -8,6 +8,7 @@ it waits for the word. A network that cannot be made is a container that does no
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import socket
@@ -71,7 +72,8 @@ def _hear(gate: socket.socket) -> None:
 def hold(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """As a task: make a network namespace, have it connected, hand it over, and stay until one side has gone.
 
-    fds: the gate, and a SEQPACKET socket on which the namespace is handed over.
+    fds: the gate, and a SEQPACKET socket on which the namespace is handed over. Whoever asks there afterwards is
+    answered if the namespace is as new: who finds sockets left, of connections that linger, ends instead.
     """
     syscalls.unshare(processes.CLONE_NEWNET)
     stage.open_network("/proc")
@@ -85,10 +87,23 @@ def hold(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         socket.send_fds(taker, [_GO], [namespace])
         os.close(namespace)
         poll = select.poll()
-        for side in (gate, taker):
-            poll.register(side, 0)  # whoever closes it says so unasked
-        poll.poll()
+        poll.register(gate, 0)  # whoever closes it says so unasked
+        poll.register(taker, select.POLLIN)
+        while [fd for fd, _ in poll.poll()] == [taker.fileno()] and taker.recv(1) and not _lingers():
+            taker.send(_GO)
     return {}
+
+
+def _lingers() -> bool:
+    """Whether this network namespace still has sockets of somebody: /proc/net/sockstat (proc_pid_net(5))."""
+    for name in ("sockstat", "sockstat6"):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/net/{name}", encoding="ascii") as file:
+            for line in file:
+                words = line.split()
+                counts = dict(zip(words[1::2], words[2::2], strict=False))
+                if counts.get("inuse", "0") != "0" or counts.get("tw", "0") != "0":
+                    return True
+    return False
 
 
 def join(namespace: int) -> None:

@@ -50,6 +50,7 @@ __all__ = [
     "filter_of",
     "keep_only",
     "prepare",
+    "refused",
     "rehearse_command",
     "rehearse_message",
     "report",
@@ -251,7 +252,6 @@ def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> N
     `refusals` is the open file with what the limit on processes did, or -1.
     """
     control: socket.socket | None = None
-    refused_before = _refused(refusals)
     _rehearse(refusals)
     poll = select.poll()
     poll.register(requests, select.POLLIN)
@@ -264,7 +264,7 @@ def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> N
                 status = _reap(command)
                 if status is not None:
                     if control is not None:
-                        _tell_the_end(control, Exited(status, _refused(refusals) - refused_before))
+                        _tell_the_end(control, Exited(status, refused(refusals), _is_alone()))
                     return
             elif fd == requests.fileno():
                 poll.unregister(requests)
@@ -291,10 +291,10 @@ def _rehearse(refusals: int) -> None:
             poll = select.poll()
             poll.register(control, select.POLLIN)
             poll.poll(0)
-            _tell_the_end(control, Exited(0, _refused(refusals)))
+            _tell_the_end(control, Exited(0, refused(refusals), _is_alone()))
 
 
-def _refused(fd: int) -> int:
+def refused(fd: int) -> int:
     """How often the limit was met: ``max 3`` in pids.events (cgroups(7))."""
     with contextlib.suppress(OSError, ValueError):
         for line in os.pread(fd, 4096, 0).splitlines() if fd >= 0 else ():
@@ -310,10 +310,17 @@ def _tell_the_end(control: socket.socket, ended: Exited) -> None:
     """
     with contextlib.suppress(OSError):
         send(control, ended)
-        try:
-            os.waitid(os.P_ALL, 0, os.WNOHANG | os.WEXITED | os.WNOWAIT)
-        except ChildProcessError:
+        if ended.alone:
             time.sleep(LATER)
+
+
+def _is_alone() -> bool:
+    """Whether we have no child: then there is no other process in this pid namespace, whose orphans are ours."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WNOHANG | os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        return True
+    return False
 
 
 def _reap(command: int) -> int | None:

@@ -509,6 +509,7 @@ class Launcher:
         for prepared in [each for each in self._ready if each.pid == pid and not each.claim()]:
             self._surrender(prepared)
         self._places.leave(pid)
+        self._surrendered = {name: each for name, each in self._surrendered.items() if each != pid}
         if self._asleep():
             self._places.give_up_free()
         scratch = self._running.pop(pid, "")

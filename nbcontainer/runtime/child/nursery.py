@@ -28,6 +28,7 @@ __all__ = ["Places"]
 
 _PID_AND_ERROR = struct.Struct("=ii")
 _OWN, _MACHINES, _LENT = b"o", b"m", b"l"
+_MOST_DEATHS = 20
 
 
 class Places:
@@ -42,7 +43,7 @@ class Places:
         self._kept = kept if self._nursing else 0
         self._limit = str(limit or "max")
         self._settings = settings
-        self._serial = 0
+        self._serial = self._deaths = 0
         self._taken: dict[int, _Place] = {}
         self._free: list[_Place] = []
         self._emptied: list[str] = []
@@ -77,13 +78,14 @@ class Places:
     def leave(self, pid: int) -> None:
         """This process has ended: its cgroup is free if it was a container's first, useless if it cloned there."""
         place = self._taken.pop(pid, None)
-        if place is not None and place.pid < 0:
+        if place is not None and (place.pid < 0 or place.refused):  # the next one would be told of it
             self._give_up(place)
         elif place is not None:
             self._free.append(place)
         for place in [each for each in self._free if each.pid == pid]:
             self._free.remove(place)
             self._give_up(place)
+            self._count_death()
         self._emptied = [each for each in self._emptied if not _removed(each)]
 
     @property
@@ -97,8 +99,16 @@ class Places:
         while self._free and not self.are_tidy:
             self._give_up(self._free.pop())
         if not self.are_tidy:
-            with contextlib.suppress(OSError):  # who needs it meets the same problem, and reports it
+            try:
                 self._free.append(self._new())
+            except OSError:  # who needs one meets the same problem, and reports it
+                self._kept = 0
+
+    def _count_death(self) -> None:
+        """Make no more ahead where something ends them."""
+        self._deaths += 1
+        if self._deaths >= _MOST_DEATHS:
+            self._kept = 0
 
     def give_up_free(self) -> None:
         """Nobody has asked for anything for long."""
@@ -120,10 +130,26 @@ class _Place:
         self._group = -1
         self._requests: socket.socket | None = None
         os.mkdir(path, 0o755)
-        if nursing:
-            self._start(replaced(settings, cgroup=path))
-        else:
-            self._group = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if nursing:
+                self._start(replaced(settings, cgroup=path))
+            else:
+                self._group = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            self.close()
+            os.rmdir(path)
+            raise
+
+    @property
+    def refused(self) -> int:
+        """How often the limit was met here, since the cgroup was made."""
+        with contextlib.suppress(OSError):  # older kernels do not count
+            events = os.open(f"{self.path}/pids.events", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return init.refused(events)
+            finally:
+                os.close(events)
+        return 0
 
     def prepare(self, settings: init.Settings, limit: str) -> init.Prepared:
         """Make a container-to-be; raise `OSError`. Its predecessor may have been given another limit."""
@@ -148,7 +174,7 @@ class _Place:
         if kind == _LENT:
             fds.append(settings.namespace)
         socket.send_fds(self._requests, [kind], fds)
-        answer, fds, _, _ = socket.recv_fds(self._requests, _PID_AND_ERROR.size, 1)
+        answer, fds, _, _ = socket.recv_fds(self._requests, _PID_AND_ERROR.size, 1, socket.MSG_CMSG_CLOEXEC)
         if not answer:
             raise OSError(errno.ESRCH, "the process in its cgroup that would make it has ended")
         pid, problem = _PID_AND_ERROR.unpack(answer)
@@ -177,7 +203,7 @@ def _live(requests: socket.socket, settings: init.Settings) -> NoReturn:
     init.keep_only(requests.fileno())
     processes.write_text(f"{settings.cgroup}/cgroup.procs", "0")
     while True:
-        kind, fds, _, _ = socket.recv_fds(requests, 1, 3)
+        kind, fds, _, _ = socket.recv_fds(requests, 1, 3, socket.MSG_CMSG_CLOEXEC)
         if not kind:
             os._exit(0)
         namespace = fds[2] if kind == _LENT else -1
