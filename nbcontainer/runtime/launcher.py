@@ -157,6 +157,7 @@ class Launcher:
 
         Those of its `network` a room that was built ahead has already.
         """
+        _check_count((*stdio, *further, *network))
         resources = self._resources(group)
         alone = not further and group is None
         started = self._started_in_offer(request, stdio, resources, (*further, *network), alone=alone)
@@ -275,8 +276,7 @@ class Launcher:
     def _request(
         self, message: Run | Task | Visit, fds: tuple[int, ...], resources: Resources | None = None
     ) -> Connection:
-        if len(fds) >= MOST_FDS:
-            raise InvalidOption(f"{len(fds)} volumes or layers at once are more than the {MOST_FDS - 1} there can be")
+        _check_count(fds)
         channel = self._ensure()
 
         def ask(control: int) -> None:
@@ -440,6 +440,11 @@ class Launcher:
         if self._cgroup:
             _remove_cgroup(self._cgroup)
         self._cgroup = self._freezer = ""
+
+
+def _check_count(fds: Sequence[int]) -> None:
+    if len(fds) >= MOST_FDS:
+        raise InvalidOption(f"{len(fds)} volumes or layers at once are more than the {MOST_FDS - 1} there can be")
 
 
 def _remove_cgroup(path: str) -> None:

@@ -167,3 +167,16 @@ def test_link_put_in_the_way(tier: Tier) -> None:
     with pytest.raises(Raised, match="symbolic link"):
         tier.driver.finish()
     assert source.is_symlink()
+
+
+def test_more_than_can_be_handed_over(tier: Tier) -> None:
+    """As root each volume is a descriptor, of which a message takes 253; more are refused, also where one waits."""
+    folder = tier.folder("many")
+    volumes = [(folder, f"/v{number}", "ro") for number in range(255)]
+    for _ in range(2):
+        if tier.privileged:
+            with pytest.raises(Raised, match="volumes or layers at once are more than the 252 there can be"):
+                tier.run("true", volumes=volumes)
+        else:
+            assert tier.run("true", volumes=volumes).ok
+        assert tier.run("true", volumes=volumes[:1]).ok
