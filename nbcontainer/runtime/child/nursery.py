@@ -34,7 +34,7 @@ _MOST_DEATHS = 20
 class Places:
     """The cgroups below one, with a limit on processes each; "" for none, where containers have no limit.
 
-    So many with a nursery are `kept`, in use or not, while anything is kept waiting.
+    So many nurseries are `kept`, in use or not, while anything is kept waiting.
     """
 
     def __init__(self, root: str, limit: int, kept: int, settings: init.Settings) -> None:
@@ -89,16 +89,23 @@ class Places:
         self._emptied = [each for each in self._emptied if not _removed(each)]
 
     @property
+    def _surplus(self) -> int:
+        """How many nurseries there are more than are kept; less than 0 when some are lacking."""
+        return len(self._free) + sum(place.pid >= 0 for place in self._taken.values()) - self._kept
+
+    @property
     def are_tidy(self) -> bool:
-        """Whether there are as many as are kept; more only when they are in use."""
-        there = len(self._free) + len(self._taken)
-        return not self._nursing or there == self._kept or (there > self._kept and not self._free)
+        """Whether there are as many nurseries as are kept."""
+        return not self._nursing or self._surplus == 0
 
     def tidy(self) -> None:
-        """Give up what is free and more than is kept, or make one that is lacking."""
-        while self._free and not self.are_tidy:
+        """Give up free places that are more than are kept, then the nurseries of old containers; or make what lacks."""
+        while self._nursing and self._free and self._surplus > 0:
             self._give_up(self._free.pop())
-        if not self.are_tidy:
+        for place in [*self._taken.values()]:  # those that wait are the youngest
+            if self._nursing and place.pid >= 0 and self._surplus > 0:
+                place.retire()
+        if self._nursing and self._surplus < 0:
             try:
                 self._free.append(self._new())
             except OSError:  # who needs one meets the same problem, and reports it
@@ -158,6 +165,12 @@ class _Place:
         if self._requests is None:
             return init.prepare(lambda *ends: init.clone(settings, *ends, cgroup=self._group))
         return init.prepare(lambda *ends: self._ask(settings, *ends))
+
+    def retire(self) -> None:
+        """Let its nursery end: a megabyte of memory, while a container runs that has it for its last."""
+        if self._requests is not None:
+            self._requests.close()
+        self.pid = -1
 
     def close(self) -> None:
         """Let go: its nursery ends."""
