@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 from nbcontainer.engine.successors import new_container_id
 from nbcontainer.model.network import NetworkChoice
-from nbcontainer.network.definitions import BRIDGE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,9 +31,8 @@ __all__ = ["Stands"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stand:
-    """A network with a place in it; `asked` is what follows ``--network``."""
+    """A network with a place in it."""
 
-    asked: str
     lease: Lease
     network: LentNetwork
 
@@ -49,18 +47,16 @@ class Stands:
         self._busy: list[_Stand] = []
 
     @contextlib.contextmanager
-    def lease(
-        self, spec: ContainerSpec, runtime: Runtime, given_up: Callable[[], bool] = lambda: False
-    ) -> Iterator[Lease]:
+    def lease(self, spec: ContainerSpec, runtime: Runtime, given_up: Callable[[], bool]) -> Iterator[Lease]:
         """The network that `spec` asks for, as `Networks.lease` gives it, until the command is over.
 
-        Nobody waits for one that is `given_up` meanwhile.
+        Of those with a place there is one for builds, the bridge. Nobody waits for one that is `given_up` meanwhile.
         """
         if not NetworkChoice.parse(spec.network).is_bridged:
             with self._networks.lease(spec, "") as lease:
                 yield lease
             return
-        stand = self._found(spec.network) or self._made(spec, runtime, given_up)
+        stand = self._found() or self._made(spec, runtime, given_up)
         with self._lock:
             self._busy.append(stand)
         try:
@@ -75,14 +71,13 @@ class Stands:
             if not kept:
                 self._close(stand)
 
-    def _found(self, asked: str) -> _Stand | None:
+    def _found(self) -> _Stand | None:
         """One that is free, still connected and as new."""
         while True:
             with self._lock:
-                stand = next((each for each in reversed(self._free) if each.asked == asked), None)
-                if stand is None:
+                if not self._free:
                     return None
-                self._free.remove(stand)
+                stand = self._free.pop()
             if stand.network.is_there():
                 return stand
             self._close(stand)
@@ -95,7 +90,7 @@ class Stands:
             self._networks.leave(lease)
             raise
         lease.started()
-        return _Stand(asked=spec.network, lease=lease, network=network)
+        return _Stand(lease=lease, network=network)
 
     def _close(self, stand: _Stand) -> None:
         try:
@@ -104,11 +99,9 @@ class Stands:
             self._networks.leave(stand.lease)
 
     def tidy(self) -> None:
-        """A build is over: keep one for the next, in the network that everybody has and nobody can remove."""
+        """A build is over: keep one for the next."""
         with self._lock:
-            stay = [each for each in self._free if each.asked == BRIDGE.name][:1]
-            going = [each for each in self._free if each not in stay]
-            self._free = stay
+            going, self._free = self._free[1:], self._free[:1]
         for stand in going:
             self._close(stand)
 

@@ -272,14 +272,18 @@ class EngineWorkshop:
             self._clean_up()
             lease.started()
             _close_all(ends)
+
+            def accepted(pid: int) -> None:
+                record.update(started=time.time(), **process_fields(pid))
+
             if connection.pid is not None:
-                record.update(started=time.time(), **process_fields(connection.pid))
+                accepted(connection.pid)
             outcome = supervise(
                 connection,
                 stdout=readers[0],
                 stderr=readers[1],
                 sink=output,
-                on_accepted=lambda pid: record.update(started=time.time(), **process_fields(pid)),
+                on_accepted=accepted,
             )
         if outcome.failure is not None:
             problem = error_from(outcome.failure)

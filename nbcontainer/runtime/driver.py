@@ -249,7 +249,7 @@ class NativeRuntime:
             for fd in (*outside, *entrances):
                 os.close(fd)
 
-    def lend_network(self, gate: int, given_up: Callable[[], bool] = lambda: False) -> LentNetwork:
+    def lend_network(self, gate: int, given_up: Callable[[], bool]) -> LentNetwork:
         """See `Runtime.lend_network`."""
         return LentNetwork(self._launcher, gate, given_up)
 

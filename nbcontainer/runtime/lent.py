@@ -28,7 +28,7 @@ _ASK = b"?"
 class LentNetwork:
     """The network, for as long as this object is open, its launcher lives, and whoever has connected it does."""
 
-    def __init__(self, launcher: Launcher, gate: int, given_up: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, launcher: Launcher, gate: int, given_up: Callable[[], bool]) -> None:
         """Make it and wait until it is connected at the `gate`, or `given_up`.
 
         Raises `UnsupportedHost` with what was said instead.

@@ -37,13 +37,17 @@ _STALE = 900.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Offered:
-    """What came with an offer or an invitation, ours to close: `pidfd` is of PID 1, or of the joiner."""
+    """What came with an offer or an invitation, ours to close: `pidfd` is of PID 1, or of the joiner.
+
+    `name` is the id of an offer.
+    """
 
     claim: Claim
     pidfd: int
     sockets: tuple[int, ...]
     since: float
     pid: int = 0
+    name: str = ""
 
     def claimed(self) -> bool:
         """Whether it is ours, from now on: its process lives, it is fresh, nobody else has claimed it."""
@@ -108,7 +112,7 @@ class Offers:
     def __init__(self) -> None:
         self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._offered: dict[str, _Offered] = {}
-        self._empty: dict[str, tuple[str, _Offered]] = {}
+        self._empty: dict[str, _Offered] = {}
         self._visits: OrderedDict[str, tuple[Room, str]] = OrderedDict()
         self._invited: dict[str, _Offered] = {}
 
@@ -151,14 +155,14 @@ class Offers:
         The launcher is told at once, so that it makes the next one while this one's room is built.
         """
         self._listen(channel)
-        name, offered = self._empty.pop(request.room.network, ("", None))
+        offered = self._empty.pop(request.room.network, None)
         if offered is None:
             return None
         try:
             if offered.claimed():
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died: ask the launcher
                     connection = offered.start(request, stdio, resources, further)
-                    _tell(channel, Taken(name, request.room.scratch))
+                    _tell(channel, Taken(offered.name, request.room.scratch))
                     return connection
         finally:
             offered.close()
@@ -191,23 +195,16 @@ class Offers:
             while (received := _next(channel)) is not None:
                 message, fds = received
                 if isinstance(message, Offer) and message.network and len(fds) == _OF_OFFER:
-                    self._keep_empty(message, fds, since)
+                    _put(self._empty, message.network, fds, since, message)
+                    if len(self._empty) > _MOST:
+                        _drop(self._empty, next(iter(self._empty)))
                 elif isinstance(message, Offer) and message.id in self._rooms and len(fds) == _OF_OFFER:
-                    _put(self._offered, message.id, fds, since, message.pid)
+                    _put(self._offered, message.id, fds, since, message)
                 elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == _OF_INVITATION:
                     _put(self._invited, message.id, fds, since)
                 else:
                     for fd in fds:
                         os.close(fd)
-
-    def _keep_empty(self, message: Offer, fds: list[int], since: float) -> None:
-        """Keep the latest container without a room of each network, and few networks."""
-        claim, pidfd, *sockets = fds
-        offered = _Offered(claim=Claim(claim), pidfd=pidfd, sockets=tuple(sockets), since=since, pid=message.pid)
-        earlier = [message.network] if message.network in self._empty else [*self._empty][: 1 - _MOST]
-        for network in earlier:
-            self._empty.pop(network)[1].close()
-        self._empty[message.network] = message.id, offered
 
     def expects(self, room: str) -> bool:
         """Whether the launcher may have the room with this id, built or being built."""
@@ -220,8 +217,7 @@ class Offers:
     @property
     def descriptors(self) -> frozenset[int]:
         """What waiting rooms keep open here, for whoever counts descriptors."""
-        empty = (offered for _, offered in self._empty.values())
-        waiting = (*self._offered.values(), *empty, *self._invited.values())
+        waiting = (*self._offered.values(), *self._empty.values(), *self._invited.values())
         return frozenset(fd for each in waiting for fd in each.descriptors)
 
     def close(self) -> None:
@@ -231,9 +227,8 @@ class Offers:
         for container in self._visits:
             _drop(self._invited, container)
         self._visits.clear()
-        for _, offered in self._empty.values():
-            offered.close()
-        self._empty.clear()
+        for network in [*self._empty]:
+            _drop(self._empty, network)
 
 
 def _tell(channel: socket.socket, message: Message) -> None:
@@ -242,11 +237,12 @@ def _tell(channel: socket.socket, message: Message) -> None:
         send(channel, message)
 
 
-def _put(among: dict[str, _Offered], key: str, fds: list[int], since: float, pid: int = 0) -> None:
+def _put(among: dict[str, _Offered], key: str, fds: list[int], since: float, offer: Offer | None = None) -> None:
     """Keep what was offered under this key, instead of what was before."""
     _drop(among, key)
     claim, pidfd, *sockets = fds
-    among[key] = _Offered(claim=Claim(claim), pidfd=pidfd, sockets=tuple(sockets), since=since, pid=pid)
+    pid, name = (offer.pid, offer.id) if offer else (0, "")
+    among[key] = _Offered(claim=Claim(claim), pidfd=pidfd, sockets=tuple(sockets), since=since, pid=pid, name=name)
 
 
 def _drop(among: dict[str, _Offered], key: str) -> None:

@@ -37,7 +37,7 @@ from tests.harness.patience import patient
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["Leaks", "Snapshot", "adopt_orphans", "deserted_cgroups", "processes_below"]
+__all__ = ["Leaks", "Snapshot", "adopt_orphans", "deserted_cgroups", "lives", "processes_below"]
 
 _PATIENCE = patient(2.0)
 """Seconds that stragglers (a namespace being torn down, a process that was just killed) are given."""
@@ -55,6 +55,15 @@ def _children(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{thread}/children", encoding="ascii") as file:
                 found += map(int, file.read().split())
     return found
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and no zombie that somebody has yet to collect."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] not in {"Z", "X"}
 
 
 def processes_below(pid: int, *, without: Iterable[int] = ()) -> set[int]:

@@ -22,9 +22,9 @@ from nbcontainer import errors
 from nbcontainer.model import Platform
 from nbcontainer.testing.images import tiny_layer
 from nbcontainer.testing.rootfs import PYTHON
-from tests.harness.leaks import deserted_cgroups
+from tests.harness.leaks import deserted_cgroups, lives
 from tests.integration.fixtures import OWN_TIER
-from tests.integration.test_crash import none_lives, sweep
+from tests.integration.test_crash import sweep
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -455,7 +455,7 @@ def test_killed_in_the_middle(tier: Tier) -> None:
         driver.begin_build(text, "killed")
         driver.wait_for_output(b"begun")
         below = driver.kill()
-    wait_until(lambda: none_lives(below), what="every process is gone")
+    wait_until(lambda: not any(map(lives, below)), what="every process is gone")
     sweep(tier, known)
     with pytest.raises(Raised):
         tier.driver.call("inspect_image", "killed")

@@ -22,7 +22,7 @@ from nbcontainer.model import HealthCheck, RestartPolicy, RunOptions, ServiceOpt
 from nbcontainer.model.network import NetworkOptions, PortMapping
 from nbcontainer.network.plan import store_key
 from nbcontainer.network.programs import found
-from tests.harness.leaks import deserted_cgroups, processes_below
+from tests.harness.leaks import deserted_cgroups, lives, processes_below
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Raised, wait_until
 
@@ -151,7 +151,7 @@ def test_churn(tier: Tier) -> None:
         for row in tier.driver.call("containers", everything=True):
             with contextlib.suppress(Raised):
                 tier.driver.call("remove_container", row.id, force=True)
-    wait_until(lambda: not [pid for pid in churn.below if _lives(pid)], what="every process is gone")
+    wait_until(lambda: not [pid for pid in churn.below if lives(pid)], what="every process is gone")
     tier.driver.begin("close")
     tier.driver.finish()
     wait_until(lambda: not _keepers(tier), within=30, what="the keeper of networks has left")
@@ -165,14 +165,6 @@ def test_churn(tier: Tier) -> None:
     for pid in churn.below:  # those that nobody collected are ours
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return False
-    return fields[0] not in {"Z", "X"}
 
 
 def _keepers(tier: Tier) -> list[str]:

@@ -10,29 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.harness.leaks import deserted_cgroups, processes_below
+from tests.harness.leaks import deserted_cgroups, lives, processes_below
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from collections.abc import Set as AbstractSet
 
     from nbcontainer.testing.registry import InProcessRegistry
     from tests.integration.tiers import Driver, Tier
 
 SLEEPER = "echo kept; setsid nohup sh -c \"trap '' TERM INT HUP; echo ready; sleep 1000\" & sleep 1000"
-
-
-def none_lives(pids: Iterable[int]) -> bool:
-    """Whether all these processes are gone (a zombie is gone: its parent has not looked yet)."""
-    for pid in pids:
-        try:
-            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-                if file.read().rpartition(")")[2].split()[0] != "Z":
-                    return False
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return True
 
 
 def start(driver: Driver, **options: Any) -> None:
@@ -49,7 +36,7 @@ def test_killed_while_running(tier: Tier) -> None:
         wait_until(lambda: len(driver.processes()) > driver.at_rest, what="a full pool beside the container")
         below = driver.kill()
         assert len(below) > driver.at_rest
-        wait_until(lambda: none_lives(below), what="every process is gone")
+        wait_until(lambda: not any(map(lives, below)), what="every process is gone")
         with tier.spawn() as other:
             assert other.run("echo", "on").stdout == "on\n"
             wait_until(lambda: not before & set(tier.containers()), what="the directory is gone")
@@ -96,7 +83,7 @@ def test_killed_while_pulling(tier: Tier, registry: InProcessRegistry) -> None:
             driver.wait_for_event("LayerProgress")
             wait_until(lambda: any(size for size in _sizes(root)), what="some bytes arrived")
             below = driver.kill()
-            wait_until(lambda: none_lives(below), what="every process is gone")
+            wait_until(lambda: not any(map(lives, below)), what="every process is gone")
     finally:
         registry.faults.piece_delay = 0
     active = [path for path, _, _ in os.walk(os.path.join(root, "snapshots")) if os.path.basename(path) == "active"]
@@ -132,7 +119,7 @@ def test_killed_launcher(tier: Tier) -> None:
         assert result["reason"] == "lost"
         assert result["exit_code"] == 125
         assert "vanished without an exit code" in result["detail"]
-        wait_until(lambda: none_lives(below), what="every process is gone")
+        wait_until(lambda: not any(map(lives, below)), what="every process is gone")
         assert set(tier.containers()) <= before, "the launcher's janitor died too, so the engine sweeps"
         assert deserted_cgroups() <= known
         assert driver.run("echo", "on").stdout == "on\n"
@@ -192,7 +179,7 @@ def test_killed_idle_launcher(tier: Tier) -> None:
         for _ in range(3):
             launcher = driver.look()["launcher"]
             os.kill(launcher, signal.SIGKILL)
-            wait_until(lambda pid=launcher: none_lives([pid]))  # type: ignore[misc]
+            wait_until(lambda pid=launcher: not any(map(lives, [pid])))  # type: ignore[misc]
             assert driver.run("echo", "on").stdout == "on\n"
         wait_until(lambda: len(driver.processes()) == driver.at_rest, what="the processes at rest")
     sweep(tier, known)

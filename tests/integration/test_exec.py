@@ -15,6 +15,7 @@ import pytest
 from nbcontainer._linux.identity import parent_of
 from nbcontainer.errors import Conflict, ContainerExit, ContainerStartError, InvalidOption
 from nbcontainer.testing.rootfs import PYTHON
+from tests.harness.leaks import lives
 from tests.integration.test_prepared import LOOK
 from tests.integration.tiers import Driver, Raised, wait_until
 
@@ -335,18 +336,10 @@ def test_nothing_is_left(tier: Tier) -> None:
             assert len(visitor.look()["fds"]) == len(before["fds"])
             wait_until(lambda: len(visitor.processes()) <= processes, what="the attendants are gone")
             below = visitor.processes()
-        wait_until(lambda: not any(map(_lives, below)), what="its helpers are gone")
+        wait_until(lambda: not any(map(lives, below)), what="its helpers are gone")
         assert len(tier.driver.call("top", "work")) == 1
         assert driver.process.poll() is None
     wait_until(lambda: len(tier.driver.processes()) == tier.driver.at_rest, what="the processes at rest")
-
-
-def _lives(pid: int) -> bool:
-    """Whether a process is there and no zombie that somebody has yet to collect."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_many_at_once(tier: Tier, guest: Driver) -> None:

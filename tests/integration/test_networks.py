@@ -27,7 +27,8 @@ from nbcontainer.network.plan import mac_of, store_key
 from nbcontainer.network.ports import read_publish
 from nbcontainer.network.programs import found
 from nbcontainer.testing.rootfs import PYTHON
-from tests.harness.leaks import processes_below
+from tests.harness.leaks import lives, processes_below
+from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -419,10 +420,9 @@ def test_build_that_waits_for_its_network_is_interrupted(net: Tier) -> None:
         driver.finish()
 
 
+@OWN_TIER
 def test_engine_is_closed_during_a_build(net: Tier, tmp_path: Path) -> None:
     """A command in a place of a build does not hold the launcher's end, and nothing of the place is left."""
-    if net.user is not None:
-        pytest.skip("in this process")
     failed: list[BaseException] = []
     before = processes_below(os.getpid())
     (tmp_path / "Dockerfile").write_text(f"FROM {net.image}\nRUN echo begun; sleep 988\n", encoding="ascii")
@@ -444,7 +444,7 @@ def test_engine_is_closed_during_a_build(net: Tier, tmp_path: Path) -> None:
         assert not thread.is_alive()
         assert failed
     others = processes_below(net.driver.pid)
-    wait_until(lambda: not any(map(_runs, processes_below(os.getpid()) - before - others)), what="nothing of it runs")
+    wait_until(lambda: not any(map(lives, processes_below(os.getpid()) - before - others)), what="nothing of it runs")
 
 
 def test_killed_keeper_is_replaced_for_a_build(net: Tier) -> None:
@@ -460,7 +460,7 @@ def test_killed_keeper_is_replaced_for_a_build(net: Tier) -> None:
         assert _keepers(net)
         launcher = max(driver.processes(), key=lambda pid: len(processes_below(pid)))
         os.kill(launcher, signal.SIGKILL)
-        wait_until(lambda: not _runs(launcher), what="the launcher of builds is gone")
+        wait_until(lambda: not lives(launcher), what="the launcher of builds is gone")
         driver.build(text, "met", network="default", no_cache=True)
         driver.begin("close")
         driver.finish()
@@ -497,13 +497,6 @@ def _keepers(tier: Tier) -> list[int]:
             if b"keeper.py" in line and tier.store.encode() in line:
                 found.append(int(name))
     return found
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(") ")[2][0] not in "ZX"
-    return False
 
 
 def _pasta(tier: Tier) -> int:

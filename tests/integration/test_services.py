@@ -13,7 +13,7 @@ import pytest
 
 from nbcontainer._linux.identity import parent_of
 from nbcontainer.model import HealthCheck, LogLimits, RestartPolicy, RunOptions, ServiceOptions
-from tests.harness.leaks import deserted_cgroups, processes_below
+from tests.harness.leaks import deserted_cgroups, lives, processes_below
 from tests.integration.fixtures import OWN_TIER, TWO_TIERS
 from tests.integration.tiers import Raised, wait_until
 
@@ -432,15 +432,6 @@ def test_on_the_host_image(tier: Tier) -> None:
 # --- somebody is killed -------------------------------------------------------------------------------------------------
 
 
-def none_lives(pids: set[int]) -> bool:
-    """Whether all these processes are gone, or only not collected yet."""
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in {"Z", "X"}:
-                return False
-    return True
-
-
 @pytest.mark.parametrize("policy", ["no", "always"])
 def test_killed_monitor(tier: Tier, policy: Any) -> None:
     """The container ends with it, ps says so at once, the next engine tidies up, and it can be started again."""
@@ -452,7 +443,7 @@ def test_killed_monitor(tier: Tier, policy: Any) -> None:
         os.kill(monitor, signal.SIGKILL)
         wait_until(lambda: state(tier, "web").state == "dead")
         assert state(tier, "web").reason == "lost: its monitor was killed"
-        wait_until(lambda: none_lives(below), what="every process is gone")
+        wait_until(lambda: not any(map(lives, below)), what="every process is gone")
         with pytest.raises(Raised, match="has no exit code: lost"):
             tier.driver.call("wait", "web")
         assert tier.driver.call("stop", "web").state == "dead"
@@ -503,7 +494,7 @@ def test_ended_monitor(tier: Tier) -> None:
         wait_until(lambda: b"ready" in log(tier, "web"))
         os.kill(monitor, signal.SIGTERM)
         wait_until(lambda: state(tier, "web").state == "exited")
-        wait_until(lambda: none_lives({monitor}))
+        wait_until(lambda: not any(map(lives, {monitor})))
         assert state(tier, "web").reason.startswith("stopped: its monitor was told to end (SIGTERM)")
         assert log(tier, "web") == b"ready\ntidy\n"
 

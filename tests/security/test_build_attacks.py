@@ -27,10 +27,10 @@ import pytest
 from nbcontainer import errors
 from nbcontainer.build.request import CacheSource
 from nbcontainer.testing.images import build_image, tiny_layer
-from tests.harness.leaks import deserted_cgroups
+from tests.harness.leaks import deserted_cgroups, lives
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.test_build import config_of, context
-from tests.integration.test_crash import none_lives, sweep
+from tests.integration.test_crash import sweep
 from tests.integration.test_failures import small_disk
 from tests.integration.tiers import Raised, wait_until
 from tests.security.test_hostile_images import CANARY, base, outside, symlink
@@ -680,7 +680,7 @@ def test_secrets_of_a_killed_build(tier: Tier) -> None:
         driver.wait_for_output(b"begun")
         nowhere(tier, word)
         below = driver.kill()
-    wait_until(lambda: none_lives(below), what="every process is gone")
+    wait_until(lambda: not any(map(lives, below)), what="every process is gone")
     nowhere(tier, word)
     sweep(tier, known)
 
@@ -889,7 +889,7 @@ def test_killed_anywhere(tier: Tier, registry: InProcessRegistry, phase: str) ->
     with busy(tier, registry, phase) as begin, tier.spawn() as driver:
         begin(driver)
         below = driver.kill()
-        wait_until(lambda: none_lives(below), what="every process is gone")
+        wait_until(lambda: not any(map(lives, below)), what="every process is gone")
         with pytest.raises(Raised):
             tier.driver.call("inspect_image", "attempt-in-the-middle")
     sweep(tier, known)

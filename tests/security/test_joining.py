@@ -15,8 +15,8 @@ import pytest
 
 from nbcontainer.errors import Conflict, ContainerNotFound, ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
+from tests.harness.leaks import lives
 from tests.integration.fixtures import OWN_TIER
-from tests.integration.test_crash import none_lives
 from tests.integration.tiers import Driver, Raised, wait_until
 from tests.security.test_way_in import CHANGE_WHAT_RUNS, HARMLESS, ITS_HOME
 
@@ -555,7 +555,7 @@ def test_engine_killed_in_a_second_life(tier: Tier) -> None:
             with contextlib.suppress(Raised):
                 tier.driver.call(refused, "kept", *(["tiny:kept"] if refused == "commit" else []))
         below = driver.kill()
-    wait_until(lambda: none_lives(below), what="its processes are gone")
+    wait_until(lambda: not any(map(lives, below)), what="its processes are gone")
     (dead,) = [each for each in tier.driver.call("containers", everything=True) if each.name == "kept"]
     assert (dead.state, dead.exit_code) == ("dead", None)
     with tier.spawn() as driver:

@@ -49,10 +49,8 @@ def show(fd: int, pid: int = 1) -> socket.socket:
 
 def wait(gate: socket.socket) -> None:
     """Wait until the link is there; raise `SetupError` with what was said instead."""
-    try:
+    with gate:
         _hear(gate)
-    finally:
-        gate.close()
 
 
 def _hear(gate: socket.socket) -> None:

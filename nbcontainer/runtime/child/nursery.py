@@ -96,16 +96,16 @@ class Places:
     @property
     def are_tidy(self) -> bool:
         """Whether there are as many nurseries as are kept."""
-        return not self._nursing or self._surplus == 0
+        return self._surplus == 0
 
     def tidy(self) -> None:
         """Give up free places that are more than are kept, then the nurseries of old containers; or make what lacks."""
-        while self._nursing and self._free and self._surplus > 0:
+        while self._free and self._surplus > 0:
             self._give_up(self._free.pop())
         for place in [*self._taken.values()]:  # those that wait are the youngest
-            if self._nursing and place.pid >= 0 and self._surplus > 0:
+            if place.pid >= 0 and self._surplus > 0:
                 place.retire()
-        if self._nursing and self._surplus < 0:
+        if self._surplus < 0:
             try:
                 self._free.append(self._new())
             except OSError:  # who needs one meets the same problem, and reports it
