@@ -35,7 +35,6 @@ from nbcontainer.layers.compression import decompress, write_all
 from nbcontainer.layers.place import explain, land, locate, place, unreadable
 from nbcontainer.layers.tar import Stream
 from nbcontainer.runtime.joining import Joined
-from nbcontainer.store.locks import try_open_locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,17 +149,12 @@ def _entered(
                 raise Conflict(f"container {stored.id[:12]} has just ended; try again")
             yield joined, []
         return
-    held = try_open_locked(os.path.join(stored.directory, "record.json"), shared=not alone, create=False)
-    if held is None:
-        raise Conflict(f"container {stored.id[:12]} is in use; try again")
-    try:
+    with session.records.holding(stored, alone=alone):
         root = root_of(session, stored)
         with task(session) as call:
             view = session.runtime.view(root if alone else read_only(root))
             shown = session.runtime.view(volume_mounts(session, stored)) if volumes else []
             yield call, [*view, *({**step, "only_where_there": True} for step in shown)]
-    finally:
-        os.close(held)
 
 
 class _Pipe:

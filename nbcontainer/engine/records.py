@@ -320,6 +320,19 @@ class ContainerRecords:
         return Record(stored.directory, fd, fields)
 
     @contextlib.contextmanager
+    def holding(self, stored: Stored, *, alone: bool) -> Iterator[None]:
+        """Hold a container that has ended while its files are worked on, `alone` or with others who only read them.
+
+        Raises `Conflict` when somebody works on them already or has started it again, or `ContainerNotFound`.
+        """
+        with self._opened(stored) as fd:
+            if not _lock_soon(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
+                raise Conflict(f"container {stored.id[:12]} is in use; try again")
+            if not os.fstat(fd).st_nlink:
+                raise ContainerNotFound(f"container {stored.id[:12]} has just been removed")
+            yield
+
+    @contextlib.contextmanager
     def removing(self, stored: Stored) -> Iterator[None]:
         """Hold a container that has ended, and nobody can find any more, while its files are removed.
 
@@ -462,10 +475,10 @@ def _try_lock(fd: int, kind: int = fcntl.LOCK_SH) -> bool:
     return True
 
 
-def _lock_soon(fd: int) -> bool:
-    """Lock a record alone; those who only look at it hold it for a moment."""
+def _lock_soon(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock a record, alone unless said; those who only look at it hold it for a moment."""
     deadline = time.monotonic() + _BUSY
-    while not _try_lock(fd, fcntl.LOCK_EX):
+    while not _try_lock(fd, kind):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.005)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import threading
@@ -305,6 +306,29 @@ def test_nearest_name(tmp_path: Path) -> None:
         records.find("anlysis")
     with pytest.raises(ContainerNotFound, match=r"no container 'zzz'; `%container ps -a` lists"):
         records.find("zzz")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_holding(records: ContainerRecords, alone: bool) -> None:
+    """Files are worked on by one, or read by several; who only looks at the record meanwhile is waited for."""
+    records.create(new_id(), fields("done")).close()
+    stored = records.find("done")
+    path = Path(stored.directory, "record.json")
+    look = os.open(path, os.O_RDONLY)
+    fcntl.flock(look, fcntl.LOCK_SH)
+    over = threading.Timer(0.1, os.close, (look,))
+    over.start()
+    with records.holding(stored, alone=alone):
+        assert records.find("done").locked is alone
+        with pytest.raises(Conflict, match="in use; try again"), records.holding(stored, alone=True):
+            pass
+        if not alone:
+            with records.holding(stored, alone=False):
+                pass
+        path.unlink()
+        with pytest.raises(ContainerNotFound, match="is gone"), records.holding(stored, alone=False):
+            pass
+    over.join()
 
 
 def test_removing_what_has_been_started_again(records: ContainerRecords, record: Record) -> None:

@@ -37,6 +37,8 @@ from tests.harness.patience import patient
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    Tree = int | Callable[[], int]
+
 __all__ = ["Leaks", "Snapshot", "adopt_orphans", "deserted_cgroups", "lives", "processes_below"]
 
 _PATIENCE = patient(2.0)
@@ -198,13 +200,16 @@ class Leaks:
     """
 
     words: tuple[str, ...]
-    _trees: list[int] = field(default_factory=list)
+    _trees: list[Tree] = field(default_factory=list)
     _fds: list[str] = field(default_factory=list)
     _places: list[str] = field(default_factory=_cgroup_places)
 
     @contextlib.contextmanager
-    def allowing(self, *, trees: Iterable[int] = (), fds: Iterable[str] = ()) -> Iterator[None]:
-        """Allow new descendants of the processes `trees`, and descriptors whose target starts with one of `fds`."""
+    def allowing(self, *, trees: Iterable[Tree] = (), fds: Iterable[str] = ()) -> Iterator[None]:
+        """Allow new descendants of the processes `trees`, and descriptors whose target starts with one of `fds`.
+
+        A tree may be given as what tells its process each time, where another process can follow the first.
+        """
         trees, fds = list(trees), list(fds)
         self._trees += trees
         self._fds += fds
@@ -246,7 +251,8 @@ class Leaks:
             pause = min(pause * 2, 0.1)
 
     def _processes_since(self, before: Snapshot) -> list[str]:
-        new = processes_below(os.getpid(), without=self._trees) - before.processes
+        trees = {tree if isinstance(tree, int) else tree() for tree in self._trees}
+        new = processes_below(os.getpid(), without=trees) - before.processes
         return [_describe(pid) for pid in sorted(new) if not _bury(pid)]
 
     def _mounts_since(self, before: Snapshot) -> list[str]:

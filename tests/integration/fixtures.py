@@ -86,7 +86,7 @@ def person(
     tier.driver = Driver(tier)
     try:
         assert tier.run("true").ok
-        with leaks.allowing(trees=[tier.driver.pid]):
+        with leaks.allowing(trees=[lambda: tier.driver.pid]):
             yield tier
     finally:
         tier.driver.close()
@@ -94,12 +94,17 @@ def person(
 
 @pytest.fixture
 def tier(person: Tier) -> Iterator[Tier]:
-    """Lend a tier, and fail the test that leaves something behind in it."""
+    """Lend a tier, and fail the test that leaves something behind in it; the next one need not suffer from it."""
+    if not person.driver.usable:
+        person.renew()
     before = person.look()
     if before["launcher"] is None:  # the test before has closed the engine
         assert person.run("true").ok
         before = person.look()
     yield person
+    if not person.driver.usable:  # the test has failed, and has said why
+        person.renew()
+        return
     left = person.quiet(before=before)
     if left:
         pytest.fail(f"left behind: {left}", pytrace=False)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import nbcontainer
-from tests.integration.tiers import Raised
+from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -392,8 +392,8 @@ def test_interrupted_copy(tier: Tier) -> None:
         with tier.spawn() as other:
             assert other.call("diff", "box") == ()
             other.begin("call", method="copy_to", arguments=(str(here), "box", "/in"), options={})
-            while not any(change.path == "/in" for change in tier.driver.call("diff", "box")):
-                pass
+            # a look at the record is no use of the files: it must not refuse the copy
+            wait_until(lambda: any(change.path == "/in" for change in tier.driver.call("diff", "box")))
             other.interrupt()
             with contextlib.suppress(Raised):
                 other.finish()

@@ -128,6 +128,11 @@ class Driver:
         """The process in which the engine lives."""
         return self.process.pid
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can be asked something: not where a test gave up in the middle of something."""
+        return not self._busy and self.process.poll() is None
+
     def run(
         self,
         *argv: str,
@@ -194,6 +199,7 @@ class Driver:
 
     def begin(self, name: str, **values: Any) -> None:
         """Ask for something without waiting."""
+        assert not self._busy, f"the engine still has to answer what was asked before: {self._live}"
         self._live = _Live()
         self._busy = True
         self._connection.send((name, values))
@@ -352,6 +358,12 @@ class Tier:
         result = self.driver.run(script=script, **asked)
         assert result.stderr == "", result
         return result
+
+    def renew(self) -> None:
+        """Have another long-lived engine: the last one was left in the middle of something."""
+        self.driver.close()
+        self.driver = Driver(self)
+        assert self.run("true").ok
 
     @contextlib.contextmanager
     def spawn(self, **settings: Any) -> Iterator[Driver]:
