@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from nbcontainer.engine.stands import Stands
 from nbcontainer.runtime.driver import NativeRuntime
+from nbcontainer.runtime.lent import HOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,7 @@ class BuildRuntime:
                     pool_size=min(_READY, self._settings.pool_size),
                     pool_idle=self._settings.pool_idle,
                     pool_network="host" if self._networks.problem else "none",
-                    modules=(APPLY, LANDING),
+                    modules=(APPLY, LANDING, HOLDER),
                 )
             runtime = self._made
         try:

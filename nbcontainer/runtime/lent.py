@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from nbcontainer.runtime.launcher import Launcher
 
-__all__ = ["LentNetwork"]
+__all__ = ["HOLDER", "LentNetwork"]
 
-_HOLD = "nbcontainer.runtime.child.gate:hold"
+HOLDER = "nbcontainer.runtime.child.holder"
 _PATIENCE = 40.0
 _MOMENT = 0.1
 _ASK = b"?"
@@ -39,7 +39,7 @@ class LentNetwork:
         self._holder, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                task = launcher.begin(_HOLD, {}, (gate, theirs.fileno()))
+                task = launcher.begin(f"{HOLDER}:hold", {}, (gate, theirs.fileno()))
             try:
                 namespace = self._handed_over(given_up)
                 if namespace < 0:

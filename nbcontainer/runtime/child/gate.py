@@ -8,36 +8,28 @@ it waits for the word. A network that cannot be made is a container that does no
 from __future__ import annotations
 
 import array
-import contextlib
 import os
-import select
 import socket
 
 from nbcontainer._linux import processes, syscalls
-from nbcontainer.errors import UnsupportedHost
 from nbcontainer.runtime.child import setup, stage
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+__all__ = ["GO", "hear", "join", "own_namespace", "show", "wait"]
 
-__all__ = ["hold", "join", "show", "wait"]
-
-_GO = b"."
+GO = b"."
 _LONGEST = 4096
 _PATIENCE = 30.0
-_OWN = "/proc/self/ns/net"
 
 
 def show(fd: int, pid: int = 1) -> socket.socket:
     """Hand this process's network namespace, and a pidfd of who lives there, to whoever is at the other end."""
     gate = socket.socket(fileno=fd)
-    namespace = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    namespace = own_namespace()
     try:
         first = processes.pidfd_open(pid)
         try:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (namespace, first)))]
-            gate.sendmsg([_GO], ancillary, socket.MSG_NOSIGNAL)
+            gate.sendmsg([GO], ancillary, socket.MSG_NOSIGNAL)
         except OSError:
             pass  # it is gone: `wait` says so
         finally:
@@ -47,13 +39,19 @@ def show(fd: int, pid: int = 1) -> socket.socket:
     return gate
 
 
+def own_namespace() -> int:
+    """Open this process's network namespace."""
+    return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
 def wait(gate: socket.socket) -> None:
     """Wait until the link is there; raise `SetupError` with what was said instead."""
     with gate:
-        _hear(gate)
+        hear(gate)
 
 
-def _hear(gate: socket.socket) -> None:
+def hear(gate: socket.socket) -> None:
+    """The same for who goes on to use the gate."""
     gate.settimeout(_PATIENCE)
     try:
         word = gate.recv(_LONGEST)
@@ -63,45 +61,8 @@ def _hear(gate: socket.socket) -> None:
         word = b""
     if not word:
         raise setup.SetupError("the network keeper ended before the container's link was made; run it again")
-    if word != _GO:
+    if word != GO:
         raise setup.SetupError(word.decode("utf-8", "replace"))
-
-
-def hold(_: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """As a task: make a network namespace, have it connected, hand it over, and stay until one side has gone.
-
-    fds: the gate, and a SEQPACKET socket on which the namespace is handed over. Whoever asks there afterwards is
-    answered if the namespace is as new: who finds sockets left, of connections that linger, ends instead.
-    """
-    syscalls.unshare(processes.CLONE_NEWNET)
-    stage.open_network("/proc")
-    gate, taker = show(fds[0], os.getpid()), socket.socket(fileno=fds[1])
-    with gate, taker:
-        try:
-            _hear(gate)
-        except setup.SetupError as problem:
-            raise UnsupportedHost(str(problem)) from problem
-        namespace = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
-        socket.send_fds(taker, [_GO], [namespace])
-        os.close(namespace)
-        poll = select.poll()
-        poll.register(gate, 0)  # whoever closes it says so unasked
-        poll.register(taker, select.POLLIN)
-        while [fd for fd, _ in poll.poll()] == [taker.fileno()] and taker.recv(1) and not _lingers():
-            taker.send(_GO)
-    return {}
-
-
-def _lingers() -> bool:
-    """Whether this network namespace still has sockets of somebody: /proc/net/sockstat (proc_pid_net(5))."""
-    for name in ("sockstat", "sockstat6"):
-        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/net/{name}", encoding="ascii") as file:
-            for line in file:
-                words = line.split()
-                counts = dict(zip(words[1::2], words[2::2], strict=False))
-                if counts.get("inuse", "0") != "0" or counts.get("tw", "0") != "0":
-                    return True
-    return False
 
 
 def join(namespace: int) -> None:
