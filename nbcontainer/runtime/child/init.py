@@ -1,4 +1,4 @@
-"""A container-to-be: PID 1 in fresh namespaces with its stage built, and beside it the command-to-be.
+"""A container-to-be: PID 1 in fresh namespaces, and beside it the command-to-be, which builds the stage there.
 
 Both are made while nobody waits, and where it is known what will be asked for, the second one has the root mounted and
 entered by then (`furnish`). A request then goes straight to it: it drops everything and executes. PID 1 keeps the
@@ -203,15 +203,6 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
         with contextlib.suppress(OSError):  # older kernels do not count
             refusals = os.open(f"{settings.cgroup}/pids.events", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(processes.CLONE_NEWCGROUP)
-    problem = ""
-    try:
-        stage.build_trees(
-            private_network=settings.private_network,
-            new_network=settings.private_network and settings.namespace < 0,
-            tty_group=not settings.single_id,
-        )
-    except OSError as trouble:
-        problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, _note)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)  # before the fork: the command may end first
@@ -223,7 +214,7 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
             requests.close()
             for fd in (wake_read, wake_write, *([refusals] if refusals >= 0 else [])):
                 os.close(fd)
-            _become_command(settings, commands, problem)
+            _become_command(settings, commands)
         finally:
             os._exit(125)
     commands.close()
@@ -350,9 +341,21 @@ def _obey(control: socket.socket, command: int) -> bool:
     return True
 
 
-def _become_command(settings: Settings, commands: socket.socket, problem: str) -> NoReturn:
-    """Furnish the room, now or long before the request, and become what is asked for."""
+def _become_command(settings: Settings, commands: socket.socket) -> NoReturn:
+    """Build the stage, furnish the room, now or long before the request, and become what is asked for.
+
+    None of it is PID 1's: every page that it had written to by the time of the fork would be copied twice.
+    """
     os.setsid()
+    problem = ""
+    try:
+        stage.build_trees(
+            private_network=settings.private_network,
+            new_network=settings.private_network and settings.namespace < 0,
+            tty_group=not settings.single_id,
+        )
+    except OSError as trouble:
+        problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
     built: setup.Built | None = None
     waiting: socket.socket | None = None
     code = 125
