@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 from typing import TYPE_CHECKING
 
+from nbcontainer._linux.identity import send_signal
 from nbcontainer._linux.terminals import is_master
 from nbcontainer.runtime.protocol import (
     Accepted,
@@ -33,7 +35,8 @@ class Connection:
     """The control socket of one container or task; `resources` is what a container holds beside its processes.
 
     `terminal` is the master of the command's terminal once it has `started`, if it was to have one. `alone` is whether
-    no process of the container was left when its command's end was told.
+    no process of the container was left when its command's end was told. `whole` is whether `pidfd` is of a container's
+    first process.
     """
 
     def __init__(self, channel: socket.socket, resources: Held | None = None) -> None:
@@ -43,6 +46,7 @@ class Connection:
         self.pidfd = -1
         self.started = False
         self.alone = False
+        self.whole = False
         self.terminal = -1
 
     @classmethod
@@ -102,6 +106,9 @@ class Connection:
             self.resources.look(self.pid)
         with contextlib.suppress(OSError):
             send(self._channel, Signal(9, everything=True))
+        if self.whole and not self.started and self.pidfd >= 0:  # a file system may hold it up, and it hears nothing
+            with contextlib.suppress(OSError):
+                send_signal(self.pidfd, signal.SIGKILL)
 
     def _thaw(self) -> None:
         if self.resources is not None and self.pid is not None:

@@ -161,7 +161,9 @@ class Launcher:
         resources = self._resources(group)
         alone = not further and group is None
         started = self._started_in_offer(request, stdio, resources, (*further, *network), alone=alone)
-        return started or self._request(request, (*stdio, *further, *network), resources)
+        connection = started or self._request(request, (*stdio, *further, *network), resources)
+        connection.whole = True
+        return connection
 
     def _resources(self, group: Group | None) -> Resources:
         return Resources(group, self._hierarchies, self._freezer, pids_limit=self._settings.pids_limit)

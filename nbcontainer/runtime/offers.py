@@ -29,8 +29,8 @@ __all__ = ["Offers"]
 
 _MOST = 16
 """More than an engine promises at once (see `nbcontainer.engine.successors`)."""
-_OF_OFFER, _OF_INVITATION = 4, 3
-"""How many descriptors come with each."""
+_FDS = 3
+"""How many descriptors come with an offer, or an invitation: a claim, a pidfd, a socket."""
 _STALE = 900.0
 """Seconds after which an offer is not used any more: an hour later others would sweep its folder."""
 
@@ -44,7 +44,7 @@ class _Offered:
 
     claim: Claim
     pidfd: int
-    sockets: tuple[int, ...]
+    channel: int
     since: float
     pid: int = 0
     name: str = ""
@@ -66,12 +66,10 @@ class _Offered:
         pidfd = os.dup(self.pidfd)
 
         def ask(control: int) -> None:
-            to_init, to_command = self.sockets
-            with _socket(to_init) as init, _socket(to_command) as command:
-                socket.send_fds(init, [b"."], [control])  # before the command, which may end at once
+            with _socket(self.channel) as container:
                 if further is not None:
-                    send(command, Furnish(request.room, ahead=False), tuple(further))
-                send(command, Execute.of(request), (control, *stdio))
+                    send(container, Furnish(request.room, ahead=False), tuple(further))
+                send(container, Execute.of(request), (control, *stdio))
 
         try:
             connection = Connection.opened(ask, resources)
@@ -85,8 +83,7 @@ class _Offered:
         """Have the joiner become the command; raise `OSError` when it is not there any more."""
 
         def ask(control: int) -> None:
-            (to_joiner,) = self.sockets
-            with _socket(to_joiner) as joiner:
+            with _socket(self.channel) as joiner:
                 send(joiner, request, (control, *stdio))
 
         return Connection.opened(ask)
@@ -94,7 +91,7 @@ class _Offered:
     @property
     def descriptors(self) -> tuple[int, ...]:
         """What is ours to close."""
-        return (self.claim.fd, self.pidfd, *self.sockets)
+        return (self.claim.fd, self.pidfd, self.channel)
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -194,13 +191,13 @@ class Offers:
         with contextlib.suppress(OSError):
             while (received := _next(channel)) is not None:
                 message, fds = received
-                if isinstance(message, Offer) and message.network and len(fds) == _OF_OFFER:
+                if isinstance(message, Offer) and message.network and len(fds) == _FDS:
                     _put(self._empty, message.network, fds, since, message)
                     if len(self._empty) > _MOST:
                         _drop(self._empty, next(iter(self._empty)))
-                elif isinstance(message, Offer) and message.id in self._rooms and len(fds) == _OF_OFFER:
+                elif isinstance(message, Offer) and message.id in self._rooms and len(fds) == _FDS:
                     _put(self._offered, message.id, fds, since, message)
-                elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == _OF_INVITATION:
+                elif isinstance(message, Invitation) and message.id in self._visits and len(fds) == _FDS:
                     _put(self._invited, message.id, fds, since)
                 else:
                     for fd in fds:
@@ -240,9 +237,9 @@ def _tell(channel: socket.socket, message: Message) -> None:
 def _put(among: dict[str, _Offered], key: str, fds: list[int], since: float, offer: Offer | None = None) -> None:
     """Keep what was offered under this key, instead of what was before."""
     _drop(among, key)
-    claim, pidfd, *sockets = fds
+    claim, pidfd, channel = fds
     pid, name = (offer.pid, offer.id) if offer else (0, "")
-    among[key] = _Offered(claim=Claim(claim), pidfd=pidfd, sockets=tuple(sockets), since=since, pid=pid, name=name)
+    among[key] = _Offered(claim=Claim(claim), pidfd=pidfd, channel=channel, since=since, pid=pid, name=name)
 
 
 def _drop(among: dict[str, _Offered], key: str) -> None:

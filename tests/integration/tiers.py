@@ -55,6 +55,15 @@ def wait_until(claim: Callable[[], object], *, within: float = 10, what: str = "
         pause = min(pause * 2, 0.05)
 
 
+def _follows(pid: int) -> bool:
+    """Whether a process is in a container beside the first one there; a waiting container may have such a one."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return len(line.split()) > 2 and line.split()[-1] != "1"
+    return False
+
+
 class Raised(Exception):
     """An exception of the driver's process: `is_a` knows its classes, `str` is its sentence."""
 
@@ -283,12 +292,12 @@ class Driver:
     def at_rest_with(self, pool: int) -> int:
         """The same with a pool of this size.
 
-        Launcher, clerk, janitor, and containers in waiting: PID 1 and the process that will be the command. With
-        cgroups v1 also what makes each of them, and one more, in its cgroup; an ordinary user has none there.
+        Launcher, clerk, janitor, and containers in waiting. With cgroups v1 also what makes each of them, and one
+        more, in its cgroup; an ordinary user has none there.
         """
         pids = controller_of(machine_hierarchies(), "pids")
         made_inside = self._as_root and pids is not None and pids.version == 1
-        return 3 + 2 * pool + (pool + 1 if made_inside and pool else 0)
+        return 3 + pool + (pool + 1 if made_inside and pool else 0)
 
     def kill(self) -> set[int]:
         """End the engine's process by SIGKILL; give what was running below it."""
@@ -415,7 +424,7 @@ class Tier:
             return f"{self.name}: {len(now['fds'])} descriptors, {len(before['fds'])} before; new: {new}"
         if now["threads"] > before["threads"]:
             return f"{self.name}: {now['threads']} threads, {before['threads']} before"
-        below = len(self.driver.processes())
+        below = sum(not _follows(pid) for pid in self.driver.processes())
         if now["launcher"] and below != self.driver.at_rest:
             return f"{self.name}: {below} processes below the engine, {self.driver.at_rest} at rest"
         left = set(self.containers()) - before["containers"]

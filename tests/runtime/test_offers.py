@@ -26,23 +26,22 @@ RUN = Run(room=ROOM, argv=["true"], environment=["A=b"], script="x")
 
 
 class Launcher:
-    """The other end: offers rooms, and has the sockets of their processes."""
+    """The other end: offers rooms, and has the socket of their process."""
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.init, self._init = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.command, self._command = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.waiting, self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.claim = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def offer(self, room: str = "1", pid: int | None = None, network: str = "") -> None:
         """Offer a room, or with a network a container without one."""
         pidfd = pidfd_open(pid or os.getpid())
-        send(self.theirs, Offer(room, 77, network), (self.claim, pidfd, self._init.fileno(), self._command.fileno()))
+        send(self.theirs, Offer(room, 77, network), (self.claim, pidfd, self._channel.fileno()))
         os.close(pidfd)
 
     def close(self) -> None:
         """Let go of everything."""
-        for each in (self.ours, self.theirs, self.init, self._init, self.command, self._command):
+        for each in (self.ours, self.theirs, self.waiting, self._channel):
             each.close()
         os.close(self.claim)
 
@@ -74,18 +73,16 @@ def start(offers: Offers, launcher: Launcher, request: Run = RUN) -> Any:
 
 
 def test_started(offers: Offers, launcher: Launcher) -> None:
-    """The first process gets the control socket before the command's process gets the command."""
+    """The first process gets the command, with the control socket and the three streams."""
     launcher.offer()
     connection = start(offers, launcher)
     assert connection.pid == 77
-    data, fds, _, _ = socket.recv_fds(launcher.init, 16, 4)
-    assert (data, len(fds)) == (b".", 1)
-    received = receive(launcher.command)
+    received = receive(launcher.waiting)
     assert received is not None
-    message, more = received
+    message, fds = received
     assert message == Execute(["true"], ["A=b"], "x")
-    assert len(more) == 4
-    for fd in (*fds, *more):
+    assert len(fds) == 4
+    for fd in fds:
         os.close(fd)
     connection.close()
     with pytest.raises(BlockingIOError):
@@ -136,8 +133,7 @@ def test_ended_meanwhile(offers: Offers, launcher: Launcher) -> None:
 def test_command_gone(offers: Offers, launcher: Launcher) -> None:
     """When the waiting process is gone, somebody else must be asked."""
     launcher.offer()
-    for each in (launcher.init, launcher.command):
-        each.shutdown(socket.SHUT_RDWR)
+    launcher.waiting.shutdown(socket.SHUT_RDWR)
     assert start(offers, launcher) is None
 
 
@@ -145,7 +141,7 @@ def test_forgotten(offers: Offers, launcher: Launcher) -> None:
     """Only the latest few are remembered, and what is forgotten is closed."""
     launcher.offer()
     assert start(offers, launcher, replaced(RUN, room=replaced(ROOM, id="9"))) is None
-    assert len(offers.descriptors) == 4
+    assert len(offers.descriptors) == 3
     offers.expect([replaced(ROOM, id=str(number)) for number in range(2, 20)])
     assert offers.descriptors == frozenset()
     assert start(offers, launcher) is None
@@ -168,9 +164,9 @@ def test_furnished(offers: Offers, launcher: Launcher) -> None:
     connection = furnish(offers, launcher, (further,), request)
     os.close(further)
     assert connection.pid == 77
-    _, fds, _, _ = socket.recv_fds(launcher.init, 16, 4)
+    fds: list[int] = []
     for expected, count in ((Furnish(request.room, ahead=False), 1), (Execute(["true"], ["A=b"], "x"), 4)):
-        received = receive(launcher.command)
+        received = receive(launcher.waiting)
         assert received is not None
         assert (received[0], len(received[1])) == (expected, count)
         fds += received[1]
@@ -187,7 +183,7 @@ def test_not_furnished(offers: Offers, launcher: Launcher) -> None:
     """Another network, or one that the launcher has taken for itself: somebody else must be asked."""
     launcher.offer("container 5", network="host")
     assert furnish(offers, launcher) is None
-    assert len(offers.descriptors) == 4
+    assert len(offers.descriptors) == 3
     assert os.eventfd_read(launcher.claim) == 1
     assert furnish(offers, launcher, request=replaced(RUN, room=replaced(ROOM, network="host"))) is None
     assert offers.descriptors == frozenset()

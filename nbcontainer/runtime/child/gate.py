@@ -1,14 +1,14 @@
 """The gate: where a container with a network waits for its link before the command starts.
 
-A SEQPACKET socket whose other end a keeper of networks holds. The process that will become the command shows its
-network namespace and a pidfd of PID 1 while its room is built, so that the link is made meanwhile; before the command
-it waits for the word. A network that cannot be made is a container that does not start.
+A SEQPACKET socket whose other end a keeper of networks holds. Whoever builds the room shows the network namespace and a
+pidfd of PID 1 before, so that the link is made meanwhile; before the command it waits for the word. A network that cannot be made is a container that does not start.
 """
 
 from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 
 from nbcontainer._linux import processes, syscalls
@@ -44,10 +44,20 @@ def own_namespace() -> int:
     return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def wait(gate: socket.socket) -> None:
-    """Wait until the link is there; raise `SetupError` with what was said instead."""
+def wait(gate: socket.socket, unless: socket.socket | None = None) -> bool:
+    """Wait until the link is there; False when there is something to hear at another socket before.
+
+    Raises `SetupError` with what was said instead, also when nothing was.
+    """
     with gate:
+        if unless is not None:
+            poll = select.poll()
+            for channel in (gate, unless):
+                poll.register(channel, select.POLLIN)
+            if [fd for fd, _ in poll.poll(_PATIENCE * 1000)] == [unless.fileno()]:
+                return False
         hear(gate)
+    return True
 
 
 def hear(gate: socket.socket) -> None:

@@ -1,10 +1,10 @@
-"""A container-to-be: PID 1 in fresh namespaces, and beside it the command-to-be, which builds the stage there.
+"""A container-to-be: PID 1 in fresh namespaces, with its stage built there.
 
-Both are made while nobody waits, and where it is known what will be asked for, the second one has the root mounted and
-entered by then (`furnish`). A request then goes straight to it: it drops everything and executes. PID 1 keeps the
-control socket, reaps, forwards signals, reports the exit, and by its own end ends every process of the container. PID 1
-is an interpreter of the machine, so it is closed to the container: not dumpable (no /proc/1/exe, CVE-2019-5736), no
-capability but KILL.
+It is made while nobody waits, and where it is known what will be asked for, it has the root mounted and entered by then
+(`furnish`), and has dropped what a container may not do. A request then goes straight to it: it spawns the command,
+keeps the control socket, reaps, forwards signals, reports the exit, and by its own end ends every process of the
+container. PID 1 is an interpreter of the machine, so it is closed to the container: not dumpable (no /proc/1/exe,
+CVE-2019-5736), no capability but KILL.
 """
 
 from __future__ import annotations
@@ -104,11 +104,10 @@ class Settings:
 class Prepared:
     """The launcher's hold on a container-to-be."""
 
-    def __init__(self, pid: int, pidfd: int, to_init: socket.socket, to_command: socket.socket) -> None:
+    def __init__(self, pid: int, pidfd: int, channel: socket.socket) -> None:
         self.pid = pid
         self.pidfd = pidfd
-        self._to_init = to_init
-        self._to_command = to_command
+        self._channel = channel
         self.id = ""
         self.network = ""
         self.room: Room | None = None
@@ -117,7 +116,7 @@ class Prepared:
 
     def furnish(self, room: Room, fds: list[int], *, ahead: bool = False) -> None:
         """Have the room built; whether that went well is told to whoever asks for the command."""
-        send(self._to_command, Furnish(room, ahead), tuple(fds))
+        send(self._channel, Furnish(room, ahead), tuple(fds))
         self.room = room
         self.furnished_at = time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -127,7 +126,7 @@ class Prepared:
         if self._claim is not None:  # of the offer without a room, which is ours by now
             self._claim.close()
         self._claim = Claim()
-        fds = (self._claim.fd, self.pidfd, self._to_init.fileno(), self._to_command.fileno())
+        fds = (self._claim.fd, self.pidfd, self._channel.fileno())
         with contextlib.suppress(OSError):  # it has not looked for long; then it is ours alone
             send(channel, message, fds, wait=False)
 
@@ -136,9 +135,8 @@ class Prepared:
         return self._claim is None or self._claim.take()
 
     def start(self, request: Run, fds: list[int]) -> None:
-        """Hand the request over: the control socket to PID 1, everything to the command's process."""
-        socket.send_fds(self._to_init, [b"."], fds[:1])
-        send(self._to_command, Execute.of(request), tuple(fds))
+        """Hand the request over."""
+        send(self._channel, Execute.of(request), tuple(fds))
 
     def is_alive(self) -> bool:
         """Whether PID 1 has not ended."""
@@ -151,30 +149,25 @@ class Prepared:
         os.close(self.pidfd)
         if self._claim is not None:
             self._claim.close()
-        self._to_init.close()
-        self._to_command.close()
+        self._channel.close()
 
 
-def prepare(cloned: Callable[[socket.socket, socket.socket], tuple[int, int]]) -> Prepared:
+def prepare(cloned: Callable[[socket.socket], tuple[int, int]]) -> Prepared:
     """Have a container-to-be made that starts to build in its namespaces; returns at once.
 
-    `cloned` makes it, by `clone`, with its ends of two sockets, and answers with pid and pidfd.
+    `cloned` makes it, by `clone`, with its end of a socket, and answers with pid and pidfd.
     """
-    to_init, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    to_command, commands = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        with requests, commands:
-            pid, pidfd = cloned(requests, commands)
+        with requests:
+            pid, pidfd = cloned(requests)
     except OSError:
-        to_init.close()
-        to_command.close()
+        channel.close()
         raise
-    return Prepared(pid, pidfd, to_init, to_command)
+    return Prepared(pid, pidfd, channel)
 
 
-def clone(
-    settings: Settings, requests: socket.socket, commands: socket.socket, *, further: int = 0, cgroup: int = -1
-) -> tuple[int, int]:
+def clone(settings: Settings, requests: socket.socket, *, further: int = 0, cgroup: int = -1) -> tuple[int, int]:
     """Clone into new namespaces, with `further` flags and into a `cgroup` of v2; pid and pidfd of PID 1."""
     own_network = settings.private_network and settings.namespace < 0
     flags = _NAMESPACES | further | (processes.CLONE_NEWNET if own_network else 0)
@@ -182,17 +175,17 @@ def clone(
     if pid:
         return pid, pidfd
     try:
-        _become_init(settings, requests, commands)
+        _become_init(settings, requests)
     finally:
         os._exit(125)
 
 
-def _become_init(settings: Settings, requests: socket.socket, commands: socket.socket) -> NoReturn:
+def _become_init(settings: Settings, requests: socket.socket) -> NoReturn:
     processes.die_with_parent()
     processes.hide_from_tracers()
     if settings.namespace >= 0:
         syscalls.setns(settings.namespace, processes.CLONE_NEWNET)
-    keep_only(requests.fileno(), commands.fileno())
+    keep_only(requests.fileno())
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores two of them
         signal.signal(number, signal.SIG_DFL)
@@ -203,25 +196,19 @@ def _become_init(settings: Settings, requests: socket.socket, commands: socket.s
         with contextlib.suppress(OSError):  # older kernels do not count
             refusals = os.open(f"{settings.cgroup}/pids.events", os.O_RDONLY | os.O_CLOEXEC)
     syscalls.unshare(processes.CLONE_NEWCGROUP)
+    problem = ""
+    try:
+        stage.build_trees(
+            private_network=settings.private_network,
+            new_network=settings.private_network and settings.namespace < 0,
+            tty_group=not settings.single_id,
+        )
+    except OSError as trouble:
+        problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGCHLD, _note)
-    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)  # before the fork: the command may end first
-    command = os.fork()
-    if command == 0:
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            requests.close()
-            for fd in (wake_read, wake_write, *([refusals] if refusals >= 0 else [])):
-                os.close(fd)
-            _become_command(settings, commands)
-        finally:
-            os._exit(125)
-    commands.close()
-    os.chdir("/")
-    processes.set_capabilities(frozenset({_CAP_KILL}))
-    _watch(command, requests, wake_read, refusals)
-    os._exit(0)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    _Init(settings, requests, _Watch(wake_read, wake_write, refusals), problem).live()
 
 
 def keep_only(*kept: int) -> None:
@@ -237,52 +224,65 @@ def _note(number: int, frame: object) -> None:
     """Do nothing: having a handler is what makes the wake-up descriptor readable."""
 
 
-def _watch(command: int, requests: socket.socket, wake: int, refusals: int) -> None:
-    """PID 1's life: reap orphans, pass signals on, report the command's end; return when all should end.
+class _Watch:
+    """PID 1's life beside its command: reap orphans, pass signals on, report the command's end.
 
     `refusals` is the open file with what the limit on processes did, or -1.
     """
-    control: socket.socket | None = None
-    _rehearse(refusals)
-    poll = select.poll()
-    poll.register(requests, select.POLLIN)
-    poll.register(wake, select.POLLIN)
-    while True:
-        for fd, _ in poll.poll():
-            if fd == wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wake, 4096)
-                status = _reap(command)
-                if status is not None:
-                    if control is not None:
-                        _tell_the_end(control, Exited(status, refused(refusals), _is_alone()))
-                    return
-            elif fd == requests.fileno():
-                poll.unregister(requests)
-                _, fds, _, _ = socket.recv_fds(requests, 16, 4)
-                if not fds:
-                    return
-                control = socket.socket(fileno=fds[0])
-                poll.register(control, select.POLLIN)
-            elif control is not None and not _obey(control, command):
-                return
 
+    def __init__(self, wake: int, waker: int, refusals: int) -> None:
+        self._wake = wake
+        self._waker = waker
+        self._refusals = refusals
 
-def _rehearse(refusals: int) -> None:
-    """Go once, without effect, the way on which everybody will wait for us; the command may have ended already.
+    def keep(self, command: int, control: socket.socket | None, passed_on: socket.socket | None = None) -> NoReturn:
+        """Until all should end, for which PID 1 ends. Without `control` that will be `passed_on` by the command."""
+        poll = select.poll()
+        for channel in (control, passed_on):
+            if channel is not None:
+                poll.register(channel, select.POLLIN)
+        poll.register(self._wake, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._wake:
+                    with contextlib.suppress(BlockingIOError):
+                        os.read(self._wake, 4096)
+                    status = _reap(command)
+                    if status is not None:
+                        if control is not None:
+                            _tell_the_end(control, Exited(status, refused(self._refusals), _is_alone()))
+                        os._exit(0)
+                elif control is not None:
+                    if not _obey(control, command):
+                        os._exit(0)
+                elif passed_on is not None:
+                    poll.unregister(passed_on)
+                    _, fds, _, _ = socket.recv_fds(passed_on, 16, 4)
+                    if not fds:
+                        os._exit(0)
+                    control = socket.socket(fileno=fds[0])
+                    poll.register(control, select.POLLIN)
 
-    What is written to there, reference counts among it, is memory that we share with the launcher until the first
-    write, when the kernel copies it: a hundred and fifty pages.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        socket.send_fds(theirs, [b"."], [theirs.fileno()])
-        _, fds, _, _ = socket.recv_fds(ours, 16, 4)
-        with socket.socket(fileno=fds[0]) as control:
+    def leave(self) -> None:
+        """In a child that is none: have signals as everybody has them."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for fd in (self._wake, self._waker, *([self._refusals] if self._refusals >= 0 else [])):
+            os.close(fd)
+
+    def rehearse(self) -> None:
+        """Go once, without effect, the way on which everybody will wait for us.
+
+        What is written to there, reference counts among it, is memory that we share with the launcher until the first
+        write, when the kernel copies it: a hundred and fifty pages.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
             poll = select.poll()
-            poll.register(control, select.POLLIN)
+            poll.register(ours, select.POLLIN)
             poll.poll(0)
-            _tell_the_end(control, Exited(0, refused(refusals), _is_alone()))
+            _reap(-1)
+            _tell_the_end(theirs, Exited(0, refused(self._refusals), alone=False))
 
 
 def refused(fd: int) -> int:
@@ -341,61 +341,132 @@ def _obey(control: socket.socket, command: int) -> bool:
     return True
 
 
-def _become_command(settings: Settings, commands: socket.socket) -> NoReturn:
-    """Build the stage, furnish the room, now or long before the request, and become what is asked for.
+class _Init:
+    """PID 1 before there is a command: it builds the room, now or long before the request, and has it started.
 
-    None of it is PID 1's: every page that it had written to by the time of the fork would be copied twice.
+    As a rule it takes on what the command may do, and spawns it: no memory is copied for that, none is taken down.
+    Where that does not do (`setup.can_spawn`), and where the room has cgroups of its own, in which PID 1 would be
+    counted, a child builds the room and becomes the command.
     """
-    os.setsid()
-    problem = ""
-    try:
-        stage.build_trees(
-            private_network=settings.private_network,
-            new_network=settings.private_network and settings.namespace < 0,
-            tty_group=not settings.single_id,
-        )
-    except OSError as trouble:
-        problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
-    built: setup.Built | None = None
-    waiting: socket.socket | None = None
-    code = 125
-    started = encode(Started())
-    arrival = select.poll()
-    arrival.register(commands, select.POLLIN)
-    if not arrival.poll(0):
-        rehearse_message(_FURNISHING)
-    while True:
-        received = receive(commands)
-        if received is None:
-            os._exit(125)
-        message, fds = received
-        if isinstance(message, Furnish) and not problem:
-            try:
-                waiting = gate.show(fds.pop()) if message.room.gated else None
-                built = _furnished(settings, message.room, fds)
-            except setup.SetupError as trouble:
-                problem, code = str(trouble), trouble.exit_code
-            except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
-                problem, code = f"the container could not be set up: {type(trouble).__name__}: {trouble}", 125
-            if problem and message.ahead:
+
+    def __init__(self, settings: Settings, requests: socket.socket, watch: _Watch, problem: str) -> None:
+        self._settings = settings
+        self._requests = requests
+        self._watch = watch
+        self._problem, self._code = problem, 125
+        self._built: setup.Built | None = None
+        self._link: socket.socket | None = None
+
+    def live(self) -> NoReturn:
+        """Until there is a command, and then with it; or until nobody will ask for one."""
+        arrival = select.poll()
+        arrival.register(self._requests, select.POLLIN)
+        if not arrival.poll(0):
+            rehearse_message(_FURNISHING)
+            self._watch.rehearse()
+        while True:
+            message, fds = receive(self._requests) or (None, [])
+            if isinstance(message, Furnish) and not self._problem:
+                if not setup.can_spawn(message.room) or message.room.cgroups:
+                    self._hand_over(message, fds)
+                else:
+                    self._furnish(message, fds)
+            elif isinstance(message, Execute):
+                self._execute(message, fds)
+            elif message is None:
                 os._exit(125)
-            if built is not None and message.ahead:
-                rehearse_command(built)
-        elif isinstance(message, Execute):
-            break
-    commands.close()
-    control = socket.socket(fileno=fds[0])
-    with reporting(control):
-        if problem or built is None:
-            raise setup.SetupError(problem or "the request has no room", code)
-        if waiting is not None:
-            gate.wait(waiting)
-        setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
-    os._exit(125)
+
+    def _furnish(self, message: Furnish, fds: list[int]) -> None:
+        try:
+            self._link = gate.show(fds.pop()) if message.room.gated else None
+            self._built = _furnished(self._settings, message.room, fds)
+        except setup.SetupError as trouble:
+            self._problem, self._code = str(trouble), trouble.exit_code
+        except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
+            self._problem = f"the container could not be set up: {type(trouble).__name__}: {trouble}"
+        if self._built is not None and self._built.account.uid != 0:  # likewise, as of what follows
+            processes.die_with_parent()
+            processes.hide_from_tracers()
+        if message.ahead and self._built is None:
+            os._exit(125)
+        if message.ahead and self._built is not None:
+            rehearse_command(self._built)
+            self._watch.rehearse()
+
+    def _execute(self, message: Execute, fds: list[int]) -> NoReturn:
+        self._requests.close()
+        control, stdio = socket.socket(fileno=fds[0]), (fds[1], fds[2], fds[3])
+        with reporting(control):
+            if self._built is None:
+                raise setup.SetupError(self._problem or "the request has no room", self._code)
+            if self._link is not None and not gate.wait(self._link, control):
+                _end_early(control)
+            command = setup.spawn(self._built, message, stdio)
+            with contextlib.suppress(OSError):  # the engine is gone, and its silence is heard in a moment
+                control.sendall(encode(Started()))
+            for fd in stdio:  # whoever listens there hears its end
+                os.close(fd)
+            os.chdir("/")
+            if self._built.account.uid == 0:
+                processes.set_capabilities(frozenset({_CAP_KILL}))
+            else:  # a change of identity has undone it
+                processes.die_with_parent()
+            self._watch.keep(command, control)
+        os._exit(125)
+
+    def _hand_over(self, message: Furnish, fds: list[int]) -> None:
+        """Have a child furnish the room and become the command; returns where none can be made."""
+        control, to_us = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            command = os.fork()
+        except OSError as trouble:
+            self._problem = f"the container could not be set up: {trouble}"
+            return
+        if command == 0:
+            try:
+                control.close()
+                self._watch.leave()
+                os.setsid()
+                self._furnish(message, fds)
+                self._become(to_us)
+            finally:
+                os._exit(125)
+        for fd in fds:
+            os.close(fd)
+        self._requests.close()
+        to_us.close()
+        os.chdir("/")
+        processes.set_capabilities(frozenset({_CAP_KILL}))
+        self._watch.keep(command, None, passed_on=control)
+
+    def _become(self, init: socket.socket) -> None:
+        """In the child: wait for the command, and become it; `init` is told of whoever wants to hear of it."""
+        message, fds = receive(self._requests) or (None, [])
+        if not isinstance(message, Execute):
+            os._exit(125)
+        self._requests.close()
+        socket.send_fds(init, [b"."], fds[:1])
+        init.close()
+        control, started = socket.socket(fileno=fds[0]), encode(Started())
+        with reporting(control):
+            if self._built is None:
+                raise setup.SetupError(self._problem or "the request has no room", self._code)
+            if self._link is not None:
+                gate.wait(self._link)
+            setup.execute(self._built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
+
+
+def _end_early(control: socket.socket) -> NoReturn:
+    """End without a command: it was interrupted, or given up, while it waited for its link."""
+    message, _ = receive(control) or (None, [])
+    if isinstance(message, Signal) and not message.everything:
+        with contextlib.suppress(OSError):
+            send(control, Exited(message.number, alone=True))
+    os._exit(0)
 
 
 def rehearse_command(built: setup.Built) -> None:
-    """The same for the command (see `_rehearse`)."""
+    """The same for the command (see `_Watch.rehearse`)."""
     request = Execute(["true"], ["TERM=dumb"], "")
     rehearse_message(request)
     with contextlib.suppress(setup.SetupError):
@@ -403,7 +474,7 @@ def rehearse_command(built: setup.Built) -> None:
 
 
 def rehearse_message(message: Message) -> None:
-    """Send a message to ourselves, and hear it (see `_rehearse`)."""
+    """Send a message to ourselves, and hear it (see `_Watch.rehearse`)."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         send(theirs, message, (theirs.fileno(),))

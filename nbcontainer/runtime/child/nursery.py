@@ -52,7 +52,7 @@ class Places:
         """Make a container-to-be, in a cgroup that another has left or in a new one; raise `OSError`."""
         settings = replaced(self._settings, private_network=private_network, namespace=namespace)
         if not self._root:
-            return init.prepare(lambda *ends: init.clone(settings, *ends))
+            return init.prepare(lambda end: init.clone(settings, end))
         while self._free:
             with contextlib.suppress(OSError):  # somebody has ended the process there that would have made it
                 return self._made_in(self._free.pop(), settings)
@@ -163,8 +163,8 @@ class _Place:
         processes.write_text(f"{self.path}/pids.max", limit)
         settings = replaced(settings, cgroup=self.path)
         if self._requests is None:
-            return init.prepare(lambda *ends: init.clone(settings, *ends, cgroup=self._group))
-        return init.prepare(lambda *ends: self._ask(settings, *ends))
+            return init.prepare(lambda end: init.clone(settings, end, cgroup=self._group))
+        return init.prepare(lambda end: self._ask(settings, end))
 
     def retire(self) -> None:
         """Let its nursery end: a megabyte of memory, while a container runs that has it for its last."""
@@ -179,9 +179,9 @@ class _Place:
         if self._requests is not None:
             self._requests.close()
 
-    def _ask(self, settings: init.Settings, requests: socket.socket, commands: socket.socket) -> tuple[int, int]:
+    def _ask(self, settings: init.Settings, requests: socket.socket) -> tuple[int, int]:
         assert self._requests is not None
-        kind, fds = _MACHINES, [requests.fileno(), commands.fileno()]
+        kind, fds = _MACHINES, [requests.fileno()]
         if settings.private_network:
             kind = _OWN if settings.namespace < 0 else _LENT
         if kind == _LENT:
@@ -216,22 +216,21 @@ def _live(requests: socket.socket, settings: init.Settings) -> NoReturn:
     init.keep_only(requests.fileno())
     processes.write_text(f"{settings.cgroup}/cgroup.procs", "0")
     while True:
-        kind, fds, _, _ = socket.recv_fds(requests, 1, 3, socket.MSG_CMSG_CLOEXEC)
+        kind, fds, _, _ = socket.recv_fds(requests, 1, 2, socket.MSG_CMSG_CLOEXEC)
         if not kind:
             os._exit(0)
-        namespace = fds[2] if kind == _LENT else -1
+        namespace = fds[1] if kind == _LENT else -1
         asked = replaced(settings, private_network=kind != _MACHINES, namespace=namespace)
-        ends = [socket.socket(fileno=fd) for fd in fds[:2]]
+        end = socket.socket(fileno=fds[0])
         try:
-            pid, pidfd = init.clone(asked, *ends, further=processes.CLONE_PARENT)
+            pid, pidfd = init.clone(asked, end, further=processes.CLONE_PARENT)
         except OSError as problem:
             requests.send(_PID_AND_ERROR.pack(-1, problem.errno or errno.EAGAIN))
         else:
             with contextlib.suppress(OSError):  # the launcher is gone, and we with it
                 socket.send_fds(requests, [_PID_AND_ERROR.pack(pid, 0)], [pidfd])
             os.close(pidfd)
-        for end in ends:
-            end.close()
+        end.close()
         if namespace >= 0:
             os.close(namespace)
 

@@ -517,7 +517,7 @@ def can_spawn(room: Room) -> bool:
     container could change it there.
     """
     plain = room.filter == "default" and room.no_new_privileges and not room.rlimits and not room.terminal
-    return plain and _spawns_in_sessions()
+    return plain and _SPAWNS_IN_SESSIONS
 
 
 def _spawns_in_sessions() -> bool:
@@ -534,6 +534,9 @@ def _spawns_in_sessions() -> bool:
     return False
 
 
+_SPAWNS_IN_SESSIONS = _spawns_in_sessions()
+
+
 def spawn(built: Built, request: Execute, stdio: tuple[int, int, int]) -> int:
     """Start the command as a child, in a session of its own; its pid as we see it. Only where `can_spawn` says so.
 
@@ -542,6 +545,8 @@ def spawn(built: Built, request: Execute, stdio: tuple[int, int, int]) -> int:
     be no further one, ENOMEM when the container's first process has ended.
     """
     room, account = built.room, built.account
+    if built.script >= 0:
+        _fill(built.script, request.script)
     environment = _environment(request, built)
     if account.uid != 0:
         for source in stdio:

@@ -1,6 +1,6 @@
 """The stage: a container's private /proc, /sys and /dev, built while nobody waits.
 
-Performed by the second process of a container to be, inside its own fresh namespaces, with the current directory on the stage: a
+Performed by PID 1 of a container to be, inside its own fresh namespaces, with the current directory on the stage: a
 small tmpfs of the launcher that has one empty directory per tree. A request later moves the finished trees into the
 new root.
 """
