@@ -5,6 +5,7 @@ Sources: clone(2), pidfd_open(2), capabilities(7), prctl(2), seccomp(2), keyctl(
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import ctypes
 import errno
@@ -15,6 +16,11 @@ import socket
 import struct
 
 from nbcontainer._linux.syscalls import MACHINE, failure, prctl, setns, syscall
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 __all__ = [
     "bring_loopback_up",
@@ -27,6 +33,7 @@ __all__ = [
     "hide_from_tracers",
     "load_filter",
     "new_session_keyring",
+    "on_signals",
     "pidfd_open",
     "read_text",
     "set_capabilities",
@@ -104,6 +111,15 @@ def pidfd_open(pid: int) -> int:
 def die_with_parent() -> None:
     """Be killed when the parent ends (prctl(2), PR_SET_PDEATHSIG)."""
     prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+def on_signals(*numbers: int, action: Callable[[int, Any], object] | int = _signal.SIG_DFL) -> None:
+    """Have these signals do this, or what they do by default (signal(2)).
+
+    Not by `signal.signal`, which looks everything up in enumerations: fifty pages that a fork's child would copy.
+    """
+    for number in numbers:
+        _signal.signal(number, action)
 
 
 def enter_user_namespace(namespace: int, *, further: int = 0) -> None:

@@ -53,6 +53,7 @@ __all__ = [
     "Visit",
     "decode",
     "encode",
+    "encode_end",
     "receive",
     "send",
 ]
@@ -362,6 +363,12 @@ class _Registry:
 def encode(message: Message) -> bytes:
     """One message as bytes. Text that is not UTF-8 (surrogate escapes of os.fsdecode) survives as JSON escapes."""
     return json.dumps([type(message).__name__, _plain(message)], default=_plain).encode()
+
+
+def encode_end(status: int, refused: int, *, alone: bool) -> bytes:
+    """`encode` of an `Exited`, in a tenth of the steps: somebody waits for nothing else."""
+    answer = "true" if alone else "false"
+    return f'["Exited", {{"status": {status}, "refused": {refused}, "alone": {answer}}}]'.encode()
 
 
 def _plain(value: Any) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from nbcontainer.runtime.protocol import (
     Unshared,
     decode,
     encode,
+    encode_end,
     receive,
     send,
 )
@@ -141,6 +142,12 @@ NAMES = st.sampled_from(sorted({type(message).__name__ for message in MESSAGES})
 BODY = st.dictionaries(
     st.sampled_from(sorted({name for message in MESSAGES for name in fields_of(type(message))})), JSON, max_size=6
 )
+
+
+@pytest.mark.parametrize(("status", "refused", "alone"), [(0, 0, True), (256 * 255, 3, False), (9, 12345, True)])
+def test_end_without_detours(status: int, refused: int, alone: bool) -> None:
+    """The short way writes the same as the long one."""
+    assert encode_end(status, refused, alone=alone) == encode(Exited(status, refused, alone))
 
 
 @given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))

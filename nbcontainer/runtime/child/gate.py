@@ -1,7 +1,8 @@
 """The gate: where a container with a network waits for its link before the command starts.
 
 A SEQPACKET socket whose other end a keeper of networks holds. Whoever builds the room shows the network namespace and a
-pidfd of PID 1 before, so that the link is made meanwhile; before the command it waits for the word. A network that cannot be made is a container that does not start.
+pidfd of PID 1 before, so that the link is made meanwhile; before the command it waits for the word. A network that
+cannot be made is a container that does not start.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from nbcontainer.runtime.child import gate, limits, setup, stage
 from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.protocol import (
     Execute,
-    Exited,
     Failed,
     Furnish,
     Offer,
@@ -31,6 +30,7 @@ from nbcontainer.runtime.protocol import (
     Signal,
     Started,
     encode,
+    encode_end,
     receive,
     send,
 )
@@ -62,6 +62,7 @@ _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_N
 _CAP_KILL = 5
 LATER = 0.003
 """Seconds after which a process ends that has reported an end: to end takes the kernel a millisecond."""
+_STARTED = encode(Started())
 _FURNISHING = Furnish(
     Room(
         id="",
@@ -187,8 +188,7 @@ def _become_init(settings: Settings, requests: socket.socket) -> NoReturn:
         syscalls.setns(settings.namespace, processes.CLONE_NEWNET)
     keep_only(requests.fileno())
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):  # CPython ignores two of them
-        signal.signal(number, signal.SIG_DFL)
+    processes.on_signals(signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ)  # CPython ignores two
     os.setsid()
     processes.new_session_keyring()
     refusals = -1
@@ -206,7 +206,7 @@ def _become_init(settings: Settings, requests: socket.socket) -> NoReturn:
     except OSError as trouble:
         problem = f"the container's /proc, /sys and /dev could not be prepared: {trouble}"
     wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.signal(signal.SIGCHLD, _note)
+    processes.on_signals(signal.SIGCHLD, action=_note)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     _Init(settings, requests, _Watch(wake_read, wake_write, refusals), problem).live()
 
@@ -250,7 +250,7 @@ class _Watch:
                     status = _reap(command)
                     if status is not None:
                         if control is not None:
-                            _tell_the_end(control, Exited(status, refused(self._refusals), _is_alone()))
+                            _tell_the_end(control, status, refused(self._refusals), alone=_is_alone())
                         os._exit(0)
                 elif control is not None:
                     if not _obey(control, command):
@@ -282,7 +282,7 @@ class _Watch:
             poll.register(ours, select.POLLIN)
             poll.poll(0)
             _reap(-1)
-            _tell_the_end(theirs, Exited(0, refused(self._refusals), alone=False))
+            _tell_the_end(theirs, 0, refused(self._refusals), alone=False)
 
 
 def refused(fd: int) -> int:
@@ -294,14 +294,14 @@ def refused(fd: int) -> int:
     return 0
 
 
-def _tell_the_end(control: socket.socket, ended: Exited) -> None:
+def _tell_the_end(control: socket.socket, status: int, refusals: int, *, alone: bool) -> None:
     """Report how the command ended; where nothing else is left to end, stay for as long as that is dealt with.
 
     To end takes the kernel a millisecond, for which whoever the report has woken might have to wait.
     """
     with contextlib.suppress(OSError):
-        send(control, ended)
-        if ended.alone:
+        control.send(encode_end(status, refusals, alone=alone), socket.MSG_NOSIGNAL)
+        if alone:
             time.sleep(LATER)
 
 
@@ -403,7 +403,7 @@ class _Init:
                 _end_early(control)
             command = setup.spawn(self._built, message, stdio)
             with contextlib.suppress(OSError):  # the engine is gone, and its silence is heard in a moment
-                control.sendall(encode(Started()))
+                control.send(_STARTED, socket.MSG_NOSIGNAL)
             for fd in stdio:  # whoever listens there hears its end
                 os.close(fd)
             os.chdir("/")
@@ -447,13 +447,15 @@ class _Init:
         self._requests.close()
         socket.send_fds(init, [b"."], fds[:1])
         init.close()
-        control, started = socket.socket(fileno=fds[0]), encode(Started())
+        control = socket.socket(fileno=fds[0])
         with reporting(control):
             if self._built is None:
                 raise setup.SetupError(self._problem or "the request has no room", self._code)
             if self._link is not None:
                 gate.wait(self._link)
-            setup.execute(self._built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, started, master))
+            setup.execute(
+                self._built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, _STARTED, master)
+            )
 
 
 def _end_early(control: socket.socket) -> NoReturn:
@@ -461,7 +463,7 @@ def _end_early(control: socket.socket) -> NoReturn:
     message, _ = receive(control) or (None, [])
     if isinstance(message, Signal) and not message.everything:
         with contextlib.suppress(OSError):
-            send(control, Exited(message.number, alone=True))
+            control.send(encode_end(message.number, 0, alone=True), socket.MSG_NOSIGNAL)
     os._exit(0)
 
 
