@@ -185,8 +185,8 @@ class Lend:
 class Offer:
     """Launcher to engine, unasked, on their own connection: the room of this id waits, and `pid` is its PID 1.
 
-    fds: a claim, its pidfd, its socket. Whoever reads the claim, an eventfd of 1
-    that the launcher has as well, has the room: the engine to start a command in it, the launcher to let it go.
+    fds: a claim, its pidfd, its socket. Whoever reads the claim, an eventfd of 1 that the launcher has as well, has the
+    room: the engine to start a command in it, the launcher to let it go.
     With a `network` no room is there yet: whoever has it may have any built that has this network. Its id is its own.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from nbcontainer.errors import ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.patience import patient
+from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -68,16 +70,24 @@ def promised(tier: Tier) -> set[str]:
 
 
 def waiting_rooms(driver: Driver) -> list[int]:
-    """The processes that wait in a finished room for what they shall execute: they have loaded its filter.
+    """The first processes that wait in a finished room for what they shall execute: they have loaded its filter.
 
-    Their files cannot be looked at, but by root.
+    Their files cannot be looked at, but by root. What has told the end of its command stays for three milliseconds.
     """
-    found = []
+    found = filtered(driver)
+    time.sleep(0.01)
+    return [pid for pid in filtered(driver) if pid in found]
+
+
+def filtered(driver: Driver) -> set[int]:
+    """The first processes of containers that have a filter and no child."""
+    found = set()
     for pid in driver.processes():
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-            if status.startswith("Name:\tpython") and "\nSeccomp:\t2\n" in status:
-                found.append(pid)
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+            if status.startswith("Name:\tpython") and "\nSeccomp:\t2\n" in status and not children:
+                found.add(pid)
     return found
 
 
@@ -254,3 +264,19 @@ def test_no_pool(tier: Tier) -> None:
                 time.sleep(0.06)
             assert not waiting_rooms(driver)
             wait_until(lambda n=size, d=driver: len(d.processes()) == d.at_rest_with(n))  # type: ignore[misc]
+
+
+@OWN_TIER
+def test_no_further_process(tier: Tier) -> None:
+    """Where the person may have no more processes, the container that waits says so, and the engine goes on."""
+    if not tier.privileged:
+        pytest.skip("only root may limit a process of other ids; told as root")
+    with tier.spawn() as driver:
+        assert driver.run("true").ok
+        wait_until(lambda: waiting_rooms(driver), what="a room is built ahead")
+        for pid in waiting_rooms(driver):
+            resource.prlimit(pid, resource.RLIMIT_NPROC, (1, 1))
+        with pytest.raises(Raised, match="no further process can be made: the limit on processes") as raised:
+            driver.run("true")
+        assert raised.value.is_a(ContainerStartError)
+        assert driver.run("true").ok

@@ -60,6 +60,7 @@ __all__ = [
 
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
+_FULL = "no further process can be made: the limit on processes of this user (ulimit -u) or of the machine is reached"
 LATER = 0.003
 """Seconds after which a process ends that has reported an end: to end takes the kernel a millisecond."""
 _STARTED = encode(Started())
@@ -401,7 +402,10 @@ class _Init:
                 raise setup.SetupError(self._problem or "the request has no room", self._code)
             if self._link is not None and not gate.wait(self._link, control):
                 _end_early(control)
-            command = setup.spawn(self._built, message, stdio)
+            try:
+                command = setup.spawn(self._built, message, stdio)
+            except BlockingIOError as trouble:
+                raise setup.SetupError(_FULL) from trouble
             with contextlib.suppress(OSError):  # the engine is gone, and its silence is heard in a moment
                 control.send(_STARTED, socket.MSG_NOSIGNAL)
             for fd in stdio:  # whoever listens there hears its end
@@ -419,8 +423,8 @@ class _Init:
         control, to_us = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             command = os.fork()
-        except OSError as trouble:
-            self._problem = f"the container could not be set up: {trouble}"
+        except OSError:
+            self._problem = _FULL
             return
         if command == 0:
             try:
