@@ -391,6 +391,8 @@ def _wait_gone(loop: _Supervision, connection: Connection, asked: float) -> Lite
         if left <= 0:
             return "unanswered"
         loop.step(left)
+        if connection.pidfd >= 0:  # now it can be ended although it may not hear yet
+            connection.end()
     if connection.pidfd < 0:
         return ""
     end = select.poll()

@@ -20,6 +20,7 @@ __all__ = ["GO", "hear", "join", "own_namespace", "show", "wait"]
 GO = b"."
 _LONGEST = 4096
 _PATIENCE = 30.0
+_LATE = "the network keeper has made no link in time; try again"
 
 
 def show(fd: int, pid: int = 1) -> socket.socket:
@@ -50,14 +51,17 @@ def wait(gate: socket.socket, unless: socket.socket | None = None) -> bool:
 
     Raises `SetupError` with what was said instead, also when nothing was.
     """
-    with gate:
-        if unless is not None:
-            poll = select.poll()
-            for channel in (gate, unless):
-                poll.register(channel, select.POLLIN)
-            if [fd for fd, _ in poll.poll(_PATIENCE * 1000)] == [unless.fileno()]:
-                return False
-        hear(gate)
+    if unless is not None:
+        poll = select.poll()
+        for channel in (gate, unless):
+            poll.register(channel, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(_PATIENCE * 1000)]
+        if ready == [unless.fileno()]:
+            return False
+        if not ready:
+            raise setup.SetupError(_LATE)
+    hear(gate)
+    gate.close()
     return True
 
 
@@ -67,7 +71,7 @@ def hear(gate: socket.socket) -> None:
     try:
         word = gate.recv(_LONGEST)
     except TimeoutError as problem:
-        raise setup.SetupError("the network keeper has made no link in time; try again") from problem
+        raise setup.SetupError(_LATE) from problem
     except OSError:
         word = b""
     if not word:

@@ -61,6 +61,19 @@ __all__ = [
 _NAMESPACES = processes.CLONE_NEWPID | processes.CLONE_NEWNS | processes.CLONE_NEWIPC | processes.CLONE_NEWUTS
 _CAP_KILL = 5
 _FULL = "no further process can be made: the limit on processes of this user (ulimit -u) or of the machine is reached"
+_HARMLESS = frozenset(
+    {
+        signal.SIGCHLD,
+        signal.SIGCONT,
+        signal.SIGSTOP,
+        signal.SIGTSTP,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+        signal.SIGURG,
+        signal.SIGWINCH,
+    }
+)
+"""Signals that end nobody by default (signal(7))."""
 LATER = 0.003
 """Seconds after which a process ends that has reported an end: to end takes the kernel a millisecond."""
 _STARTED = encode(Started())
@@ -385,9 +398,6 @@ class _Init:
             self._problem, self._code = str(trouble), trouble.exit_code
         except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
             self._problem = f"the container could not be set up: {type(trouble).__name__}: {trouble}"
-        if self._built is not None and self._built.account.uid != 0:  # likewise, as of what follows
-            processes.die_with_parent()
-            processes.hide_from_tracers()
         if message.ahead and self._built is None:
             os._exit(125)
         if message.ahead and self._built is not None:
@@ -400,23 +410,28 @@ class _Init:
         with reporting(control):
             if self._built is None:
                 raise setup.SetupError(self._problem or "the request has no room", self._code)
-            if self._link is not None and not gate.wait(self._link, control):
-                _end_early(control)
+            while self._link is not None and not gate.wait(self._link, control):
+                _heed_early(control)
             try:
                 command = setup.spawn(self._built, message, stdio)
             except BlockingIOError as trouble:
                 raise setup.SetupError(_FULL) from trouble
+            self._attend(command, control, stdio)
+        os._exit(125)
+
+    def _attend(self, command: int, control: socket.socket, stdio: tuple[int, int, int]) -> NoReturn:
+        """Live beside the command. Trouble is the end, and no failure to start any more, which it could pretend."""
+        try:
+            if self._built is not None and self._built.account.uid == 0:
+                processes.set_capabilities(frozenset({_CAP_KILL}))
             with contextlib.suppress(OSError):  # the engine is gone, and its silence is heard in a moment
                 control.send(_STARTED, socket.MSG_NOSIGNAL)
             for fd in stdio:  # whoever listens there hears its end
                 os.close(fd)
             os.chdir("/")
-            if self._built.account.uid == 0:
-                processes.set_capabilities(frozenset({_CAP_KILL}))
-            else:  # a change of identity has undone it
-                processes.die_with_parent()
             self._watch.keep(command, control)
-        os._exit(125)
+        finally:
+            os._exit(125)
 
     def _hand_over(self, message: Furnish, fds: list[int]) -> None:
         """Have a child furnish the room and become the command; returns where none can be made."""
@@ -462,13 +477,18 @@ class _Init:
             )
 
 
-def _end_early(control: socket.socket) -> NoReturn:
-    """End without a command: it was interrupted, or given up, while it waited for its link."""
-    message, _ = receive(control) or (None, [])
-    if isinstance(message, Signal) and not message.everything:
+def _heed_early(control: socket.socket) -> None:
+    """Do what is said while there is no command yet: a signal that would end it ends us."""
+    try:
+        message, _ = receive(control) or (None, [])
+    except (OSError, ProtocolError):
+        os._exit(0)
+    if not isinstance(message, Signal) or message.everything:
+        os._exit(0)
+    if message.number not in _HARMLESS:
         with contextlib.suppress(OSError):
             control.send(encode_end(message.number, 0, alone=True), socket.MSG_NOSIGNAL)
-    os._exit(0)
+        os._exit(0)
 
 
 def rehearse_command(built: setup.Built) -> None:

@@ -447,7 +447,7 @@ def settle(
     if not room.no_new_privileges:  # loading a filter then takes CAP_SYS_ADMIN, which is about to go (seccomp(2))
         _load_filter(room, program_filter)
     if _is_final(account, single_id=single_id):
-        _become(account, room)
+        (_become_closed if can_spawn(room) else _become)(account, room)
     if room.filter in _EARLY_FILTERS and room.no_new_privileges:
         _load_filter(room, program_filter)
         program_filter = b""
@@ -551,8 +551,7 @@ def spawn(built: Built, request: Execute, stdio: tuple[int, int, int]) -> int:
     if account.uid != 0:
         for source in stdio:
             _give(source, account)
-        _become(account, room)
-    processes.hide_from_tracers()  # a change of identity has undone it, be it long ago
+        _become_closed(account, room)
     _enter_working_directory(room.working_directory)
     program = _find_program(request.argv[0], environment)
     actions = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(stdio)]
@@ -565,7 +564,7 @@ def spawn(built: Built, request: Execute, stdio: tuple[int, int, int]) -> int:
 
 
 def rehearse(built: Built, request: Execute) -> None:
-    """Do of `execute` what changes nothing; raise `SetupError` as that does.
+    """Do of `execute` and `spawn` what changes nothing; raise `SetupError` as that does.
 
     Nobody stays in the working directory: who waits there would keep a container from unmounting it.
     """
@@ -607,7 +606,10 @@ def _give(fd: int, account: accounts.Account) -> None:
 
 
 def _become(account: accounts.Account, room: Room) -> None:
-    """Take on the command's identity and, as root, its capabilities (another user's are dropped by the kernel)."""
+    """Take on the command's identity and, as root, its capabilities (another user's are dropped by the kernel).
+
+    Who has no subordinate ids gives nothing up after this: his filter, which is loaded next, pretends it.
+    """
     try:
         if account.groups is not None:
             os.setgroups(account.groups)
@@ -625,6 +627,13 @@ def _become(account: accounts.Account, room: Room) -> None:
         processes.set_capabilities(frozenset(room.capabilities))
 
 
+def _become_closed(account: accounts.Account, room: Room) -> None:
+    """The same for a process that stays an interpreter for longer: what a change of identity undoes is done again."""
+    _become(account, room)
+    processes.die_with_parent()
+    processes.hide_from_tracers()
+
+
 def _make_working_directory(path: str) -> None:
     try:
         os.makedirs(path, 0o755, exist_ok=True)
@@ -637,14 +646,31 @@ def _make_working_directory(path: str) -> None:
 
 
 def _enter_working_directory(path: str) -> None:
-    """Change there, and check that it is below the root: a path through /proc/self/fd would not be (CVE-2024-21626)."""
+    """Change there, by no link that is none, as those of /proc/1 are, and check that it is below the root.
+
+    A path through /proc/self/fd would not be (CVE-2024-21626).
+    """
     try:
-        os.chdir(path)
+        _change_directory(path)
         here = os.getcwd()
     except OSError as problem:
         raise SetupError(f"working directory {path} cannot be entered: {problem.strerror}", 126) from problem
     if not here.startswith("/"):
         raise SetupError(f"working directory {path} lies outside the container; refused")
+
+
+def _change_directory(path: str) -> None:
+    try:
+        folder = syscalls.openat2(mounts.AT_FDCWD, path, _DIRECTORY, resolve=syscalls.RESOLVE_NO_MAGICLINKS)
+    except OSError as problem:
+        if problem.errno not in {errno.ENOSYS, errno.EPERM}:  # a filter of one's own does not know the call
+            raise
+        os.chdir(path)
+        return
+    try:
+        os.fchdir(folder)
+    finally:
+        os.close(folder)
 
 
 def _find_program(name: str, environment: dict[str, str]) -> str:
