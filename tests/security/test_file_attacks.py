@@ -32,7 +32,7 @@ while True:
     os.unlink(at)
     os.rename(at + "-real", at)
 """
-_SECONDS = 4.0
+_SECONDS = 2.5
 
 
 @contextlib.contextmanager

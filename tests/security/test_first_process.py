@@ -69,7 +69,7 @@ def test_trouble_is_no_failure_to_start(tier: Tier, user: str) -> None:
         "if os.fork() == 0 and os.fork() == 0: os._exit(0)\n"
         "time.sleep(20)\n"
     )
-    result = tier.run(PYTHON, "-I", "-c", script, user=user, timeout=5)
+    result = tier.run(PYTHON, "-I", "-c", script, user=user, timeout=1.5)
     assert result.stdout == "begun\n"
     assert result.reason in {"lost", "timeout"}
 
