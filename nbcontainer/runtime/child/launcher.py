@@ -349,7 +349,7 @@ class Launcher:
             except OSError:  # whoever asks for it will meet the same problem and report it
                 self._expected.remove(room)
         self._refill()
-        self._places.tidy()
+        self._places.tidy([each.pid for each in (*self._ready, *self._furnished)])
 
     def _keep_ready(self, network: str) -> None:
         """Keep ready what is asked for now: the next one wants the same network, as a rule.

@@ -22,6 +22,7 @@ from nbcontainer.runtime.child import init
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Container
     from typing import NoReturn
 
 __all__ = ["Places"]
@@ -98,12 +99,15 @@ class Places:
         """Whether there are as many nurseries as are kept."""
         return self._surplus == 0
 
-    def tidy(self) -> None:
-        """Give up free places that are more than are kept, then the nurseries of old containers; or make what lacks."""
+    def tidy(self, waiting: Container[int]) -> None:
+        """Give up free places that are more than are kept, then the nurseries of old containers; or make what lacks.
+
+        Those by whose pids nobody has asked yet keep theirs: a cgroup without one would be one more than is needed.
+        """
         while self._free and self._surplus > 0:
             self._give_up(self._free.pop())
-        for place in [*self._taken.values()]:  # those that wait are the youngest
-            if place.pid >= 0 and self._surplus > 0:
+        for pid, place in self._taken.items():
+            if place.pid >= 0 and pid not in waiting and self._surplus > 0:
                 place.retire()
         if self._surplus < 0:
             try:
