@@ -14,6 +14,7 @@ import pytest
 from nbcontainer.errors import ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import lives
+from tests.harness.patience import patient
 from tests.integration.tiers import Raised, wait_until
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def test_trouble_is_no_failure_to_start(tier: Tier, user: str) -> None:
         "if os.fork() == 0 and os.fork() == 0: os._exit(0)\n"
         "time.sleep(20)\n"
     )
-    result = tier.run(PYTHON, "-I", "-c", script, user=user, timeout=1.5)
+    result = tier.run(PYTHON, "-I", "-c", script, user=user, timeout=patient(1.5))
     assert result.stdout == "begun\n"
     assert result.reason in {"lost", "timeout"}
 
