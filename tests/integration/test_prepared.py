@@ -267,10 +267,9 @@ def test_no_pool(tier: Tier) -> None:
 
 
 @OWN_TIER
+@pytest.mark.root
 def test_no_further_process(tier: Tier) -> None:
     """Where the person may have no more processes, the container that waits says so, and the engine goes on."""
-    if not tier.privileged:
-        pytest.skip("only root may limit a process of other ids; told as root")
     with tier.spawn() as driver:
         assert driver.run("true").ok
         wait_until(lambda: waiting_rooms(driver), what="a room is built ahead")

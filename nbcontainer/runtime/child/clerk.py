@@ -148,7 +148,7 @@ def _perform(request: Task, fds: list[int], requests: socket.socket) -> None:
     status = 1
     try:
         processes.die_with_parent()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        processes.on_signals(signal.SIGCHLD)
         requests.close()
         with socket.socket(fileno=fds[0]) as control:
             status = sys.modules[_TASKS].perform(request, control, fds[1:])

@@ -280,7 +280,7 @@ class _Watch:
     def leave(self) -> None:
         """In a child that is none: have signals as everybody has them."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        processes.on_signals(signal.SIGCHLD)
         for fd in (self._wake, self._waker, *([self._refusals] if self._refusals >= 0 else [])):
             os.close(fd)
 
@@ -398,31 +398,36 @@ class _Init:
             self._problem, self._code = str(trouble), trouble.exit_code
         except Exception as trouble:  # noqa: BLE001 - the boundary of a process: whatever it was must be told
             self._problem = f"the container could not be set up: {type(trouble).__name__}: {trouble}"
-        if message.ahead and self._built is None:
-            os._exit(125)
-        if message.ahead and self._built is not None:
+        if message.ahead:
+            if self._built is None:
+                os._exit(125)
             rehearse_command(self._built)
             self._watch.rehearse()
+
+    def _room(self) -> setup.Built:
+        """The room that was built; raise what kept it from being built."""
+        if self._built is None:
+            raise setup.SetupError(self._problem or "the request has no room", self._code)
+        return self._built
 
     def _execute(self, message: Execute, fds: list[int]) -> NoReturn:
         self._requests.close()
         control, stdio = socket.socket(fileno=fds[0]), (fds[1], fds[2], fds[3])
         with reporting(control):
-            if self._built is None:
-                raise setup.SetupError(self._problem or "the request has no room", self._code)
+            built = self._room()
             while self._link is not None and not gate.wait(self._link, control):
                 _heed_early(control)
             try:
-                command = setup.spawn(self._built, message, stdio)
+                command = setup.spawn(built, message, stdio)
             except BlockingIOError as trouble:
                 raise setup.SetupError(_FULL) from trouble
-            self._attend(command, control, stdio)
+            self._attend(command, control, stdio, root=built.account.uid == 0)
         os._exit(125)
 
-    def _attend(self, command: int, control: socket.socket, stdio: tuple[int, int, int]) -> NoReturn:
+    def _attend(self, command: int, control: socket.socket, stdio: tuple[int, int, int], *, root: bool) -> NoReturn:
         """Live beside the command. Trouble is the end, and no failure to start any more, which it could pretend."""
         try:
-            if self._built is not None and self._built.account.uid == 0:
+            if root:
                 processes.set_capabilities(frozenset({_CAP_KILL}))
             with contextlib.suppress(OSError):  # the engine is gone, and its silence is heard in a moment
                 control.send(_STARTED, socket.MSG_NOSIGNAL)
@@ -468,13 +473,10 @@ class _Init:
         init.close()
         control = socket.socket(fileno=fds[0])
         with reporting(control):
-            if self._built is None:
-                raise setup.SetupError(self._problem or "the request has no room", self._code)
+            built = self._room()
             if self._link is not None:
                 gate.wait(self._link)
-            setup.execute(
-                self._built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, _STARTED, master)
-            )
+            setup.execute(built, message, (fds[1], fds[2], fds[3]), lambda master: tell(control, _STARTED, master))
 
 
 def _heed_early(control: socket.socket) -> None:

@@ -554,7 +554,7 @@ class Launcher:
     def _become_helper(self) -> None:
         """In a child: be nobody's launcher any more."""
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        processes.on_signals(signal.SIGCHLD)
         gc.enable()
         for prepared in (*self._ready, *self._furnished):
             prepared.close()

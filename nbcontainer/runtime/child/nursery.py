@@ -216,7 +216,7 @@ def _live(requests: socket.socket, settings: init.Settings) -> NoReturn:
     processes.die_with_parent()
     processes.hide_from_tracers()
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    processes.on_signals(signal.SIGCHLD)
     init.keep_only(requests.fileno())
     processes.write_text(f"{settings.cgroup}/cgroup.procs", "0")
     while True:

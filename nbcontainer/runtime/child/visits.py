@@ -719,8 +719,7 @@ def _keep_door(requests: socket.socket, request: Visit, fds: list[int], settings
     """Enter the container and let joiners in, until the porter is gone."""
     init.keep_only(requests.fileno(), *fds[_PIDFD:])
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+    processes.on_signals(signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD)
     container = fds[_PIDFD]
     problem = ""
     try:
