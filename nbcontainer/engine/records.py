@@ -302,48 +302,51 @@ class ContainerRecords:
         return fd
 
     def reopen(self, stored: Stored) -> Record:
-        """Take hold of a container that has ended, to start it again; raise `Conflict` when somebody else has it."""
-        path = os.path.join(stored.directory, _RECORD)
+        """Take hold of a container that has ended, to start it again; raises as `removing` does."""
+        fd = self._lock(stored, fcntl.LOCK_EX)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as problem:
-            raise ContainerNotFound(f"container {stored.id[:12]} is gone") from problem
-        try:
-            if not _lock_soon(fd):
-                raise Conflict(f"container {stored.id[:12]} is in use; try again")  # noqa: TRY301 - the fd is closed below
-            if not os.fstat(fd).st_nlink:
-                raise ContainerNotFound(f"container {stored.id[:12]} has just been removed")  # noqa: TRY301 - likewise
-            fields = _merge(fd, stored.fields, dict.fromkeys(_OF_ONE_RUN))
+            return Record(stored.directory, fd, _merge(fd, stored.fields, dict.fromkeys(_OF_ONE_RUN)))
         except BaseException:
             os.close(fd)
             raise
-        return Record(stored.directory, fd, fields)
 
     @contextlib.contextmanager
     def holding(self, stored: Stored, *, alone: bool) -> Iterator[None]:
         """Hold a container that has ended while its files are worked on, `alone` or with others who only read them.
 
-        Raises `Conflict` when somebody works on them already or has started it again, or `ContainerNotFound`.
+        Raises as `removing` does.
         """
-        with self._opened(stored) as fd:
-            if not _lock_soon(fd, fcntl.LOCK_EX if alone else fcntl.LOCK_SH):
-                raise Conflict(f"container {stored.id[:12]} is in use; try again")
-            if not os.fstat(fd).st_nlink:
-                raise ContainerNotFound(f"container {stored.id[:12]} has just been removed")
+        fd = self._lock(stored, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        try:
             yield
+        finally:
+            os.close(fd)
 
     @contextlib.contextmanager
     def removing(self, stored: Stored) -> Iterator[None]:
         """Hold a container that has ended, and nobody can find any more, while its files are removed.
 
-        Raises `Conflict` when somebody has started it again, or works on its files.
+        Raises `Conflict` when somebody has started it again, or works on its files, or `ContainerNotFound`.
         """
-        with self._opened(stored) as fd:
-            if not _lock_soon(fd):
-                raise Conflict(f"container {stored.id[:12]} is in use, or has just been started again; try again")
-            with contextlib.suppress(FileNotFoundError):
+        with self.holding(stored, alone=True):
+            with contextlib.suppress(FileNotFoundError):  # the lock is ours, but files can be removed without one
                 os.unlink(os.path.join(stored.directory, _RECORD))
             yield
+
+    def _lock(self, stored: Stored, kind: int) -> int:
+        """Open and lock the record of a container that has ended; the descriptor, which is the lock."""
+        fd = self._open(stored)
+        try:
+            if not _lock_soon(fd, kind):
+                raise Conflict(  # noqa: TRY301 - the fd is closed below
+                    f"container {stored.id[:12]} is in use, or has just been started again; try again"
+                )
+            if not os.fstat(fd).st_nlink:
+                raise ContainerNotFound(f"container {stored.id[:12]} has just been removed")  # noqa: TRY301 - likewise
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def walk(self) -> Iterator[Stored]:
         """Every record, in no order; directories without one are left out (they are being made or removed)."""
@@ -374,14 +377,17 @@ class ContainerRecords:
 
     @contextlib.contextmanager
     def _opened(self, stored: Stored) -> Iterator[int]:
-        try:
-            fd = os.open(os.path.join(stored.directory, _RECORD), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as problem:
-            raise ContainerNotFound(f"container {stored.id[:12]} is gone") from problem
+        fd = self._open(stored)
         try:
             yield fd
         finally:
             os.close(fd)
+
+    def _open(self, stored: Stored) -> int:
+        try:
+            return os.open(os.path.join(stored.directory, _RECORD), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as problem:
+            raise ContainerNotFound(f"container {stored.id[:12]} is gone") from problem
 
     def await_release(self, stored: Stored, *, within: float | None = None) -> Stored | None:
         """Wait until nobody supervises the container; its record then, or None after `within` seconds.
@@ -475,8 +481,8 @@ def _try_lock(fd: int, kind: int = fcntl.LOCK_SH) -> bool:
     return True
 
 
-def _lock_soon(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Lock a record, alone unless said; those who only look at it hold it for a moment."""
+def _lock_soon(fd: int, kind: int) -> bool:
+    """Lock a record; those who only look at it hold it for a moment."""
     deadline = time.monotonic() + _BUSY
     while not _try_lock(fd, kind):
         if time.monotonic() > deadline:
