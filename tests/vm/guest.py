@@ -87,7 +87,8 @@ def pytest_command(name: str, plan: Plan, seconds: float) -> list[str]:
     """The pytest command of one session, which stops after so many seconds and tells what it has found until then."""
     session = SESSIONS[name]
     return [
-        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "--durations=15"),
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.vm.at_once", "-v"),
+        "--durations=15",
         *(f"--timeout={int(120 * plan.patience)}", f"--session-timeout={max(int(seconds), 1)}"),
         f"--require={','.join(session.require)}",
         *(plan.tests or session.tests),
