@@ -34,7 +34,7 @@ from nbcontainer.runtime.devices import resolved_devices
 from nbcontainer.runtime.limits import check_limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from nbcontainer.engine.attending import Input, OutputSink
     from nbcontainer.engine.ending import Told
@@ -54,7 +54,10 @@ _TITLE = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What was asked, as parsed; `on_running` is called when the command is being executed."""
+    """What was asked, as parsed; `on_running` is called when the command is being executed.
+
+    `on_ended` is told how a command ended that had begun, and answers what more the record shall say of it.
+    """
 
     image: str
     argv: tuple[str, ...]
@@ -64,6 +67,7 @@ class RunRequest:
     stdin: Input
     output: OutputSink | None
     on_running: Callable[[], None] = lambda: None
+    on_ended: Callable[[RunResult], Mapping[str, Any]] = lambda _: {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,16 +360,19 @@ def carry_out(session: Session, request: RunRequest, placed: Placed, *, grace: f
         result = result_of(
             ran, outcome, heard.stdout.data, heard.stderr.data, limit=timeout or 0, verdict=verdict, told=told
         )
+        # ended by us, it may have failed because of that
+        unbegun = outcome.failure if outcome.reason == "exited" else None
+        more = request.on_ended(result) if unbegun is None else {}
         # also of what is thrown away: somebody may be waiting for it, with the record open
-        record.update(finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason)
+        record.update(finished=time.time(), exit_code=result.exit_code, reason=result.detail or result.reason, **more)
     finally:
         networks.close()
         record.close()
         if not record.kept:
             session.recover(deaths)
             session.volumes.drop(placed.volumes, container=spec.id)
-    if outcome.failure is not None and outcome.reason == "exited":  # ended by us, it may have failed because of that
-        raise start_error(placed.subject.name, outcome.failure)
+    if unbegun is not None:
+        raise start_error(placed.subject.name, unbegun)
     if check and not result.ok:
         raise bad_end(result)
     return result

@@ -168,12 +168,10 @@ def attach(
         follower.skip()
         if begin is not None:
             begin()
-        now = look()
-        if now.ending or not now.locked:  # it is over already, and nobody reads
-            stdin = None
         rest: Callable[[float], None] = time.sleep
-        if stdin is not None:
-            answer, fds = control.ask(stored.directory, "attach")
+        way_in = None if stdin is None else _way_in(stored.directory, look)
+        if stdin is not None and way_in is not None:
+            answer, fds = way_in
             for fd in fds:
                 undo.callback(os.close, fd)
             source = stdin if isinstance(stdin, Source) else FileSource(stdin.fileno())
@@ -214,6 +212,17 @@ def attach(
         duration=time.monotonic() - began,
         detail="" if summary.reason in get_args(ExitReason) else summary.reason,
     )
+
+
+def _way_in(directory: str, look: Callable[[], Stored]) -> control.Answer | None:
+    """What its monitor gives for its input; None when it is over, perhaps since a moment, and nobody reads."""
+    try:
+        return control.ask(directory, "attach")
+    except control.NoMonitor:
+        now = look()
+        if now.locked and not now.ending:
+            raise
+        return None
 
 
 def _reason(text: str) -> ExitReason:

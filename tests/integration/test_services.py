@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 from nbcontainer._linux.identity import parent_of
 from nbcontainer.model import HealthCheck, LogLimits, RestartPolicy, RunOptions, ServiceOptions
 from tests.harness.leaks import deserted_cgroups, lives, processes_below
+from tests.harness.patience import patient
 from tests.integration.fixtures import OWN_TIER, TWO_TIERS
 from tests.integration.tiers import Raised, wait_until
 
@@ -161,6 +163,29 @@ def test_restart_on_failure(tier: Tier) -> None:
         row = state(tier, "work")
         assert (row.exit_code, record(tier, "work")["restarts"]) == (3, 2)
         assert log(tier, "work").split() == [b"1", b"2", b"3"]
+
+
+def test_a_pause_is_never_taken_for_the_end(tier: Tier) -> None:
+    """However closely one looks: between two lives the record says that it is restarted, from the first moment on."""
+    with removed(tier, "work"):
+        policy = RestartPolicy(name="on-failure", most=3)
+        launched = launch(tier.driver, tier, "exit 3", name="work", restart=policy)
+        path = Path(tier.store, "containers", launched.id, "record.json")
+        seen = set()
+        fields: dict[str, Any] = {}
+        deadline = time.monotonic() + patient(20)
+        while (fields.get("restarts"), _over(fields)) != (3, True) or fields["restarting"]:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(ValueError):  # it was being written
+                fields = json.loads(path.read_text(encoding="utf-8"))
+                seen.add((fields.get("restarts"), _over(fields), bool(fields.get("restarting"))))
+        pauses = {each for each in seen if each[2]}
+        assert pauses == {(1, True, True), (2, True, True), (3, True, True)}
+        assert {each for each in seen if each[1]} - pauses == {(3, True, False)}
+
+
+def _over(fields: dict[str, Any]) -> bool:
+    return fields.get("finished") is not None
 
 
 def test_a_good_end_is_no_failure(tier: Tier) -> None:

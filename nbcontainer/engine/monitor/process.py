@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.monitor.checks import Checks
     from nbcontainer.engine.monitor.terminal import HeldTerminal
     from nbcontainer.engine.records import Stored
+    from nbcontainer.engine.restarting import Attempts
     from nbcontainer.engine.session import Session
     from nbcontainer.model import RunResult
     from nbcontainer.runtime.driver import NativeRuntime
@@ -152,31 +153,46 @@ class Monitor:
 
     def _live_on(self, service: Any) -> None:
         """One life after the other, as long as the policy has it so."""
-        from nbcontainer.engine.restarting import Attempts, Ended, next_attempt
+        from nbcontainer.engine.restarting import Attempts
         from nbcontainer.errors import NbcontainerError
 
-        attempts: Attempts | None = Attempts()
-        while attempts is not None:
+        attempts = Attempts()
+        while True:
             self._began = time.monotonic()
             try:
-                result = self._live(service, attempts.count)
+                following = self._live(service, attempts)
             except NbcontainerError as problem:
-                self._update(finished=time.time(), exit_code=getattr(problem, "exit_code", 125), reason=str(problem))
+                self._update(
+                    finished=time.time(),
+                    exit_code=getattr(problem, "exit_code", 125),
+                    reason=str(problem),
+                    restarting=None,
+                )
                 self._failure = problem
                 self._unwanted = self._asker is not None and not self._stored().fields.get("name")
                 return
+            if following is None:
+                return
+            if self._halted.wait(following.pause):
+                self._update(restarting=None)
+                return
+            attempts = following
+
+    def _live(self, service: Any, attempts: Attempts) -> Attempts | None:
+        """One life, and the attempt at another one that follows it; None when this was the last."""
+        from nbcontainer.engine.records import Record
+        from nbcontainer.engine.restarting import Ended, next_attempt
+        from nbcontainer.engine.running import carry_out, place_again
+
+        following: Attempts | None = None
+
+        def decide(result: RunResult) -> dict[str, Any]:
+            """Said of the end in the same breath, so that nobody takes a pause between two lives for the end."""
+            nonlocal following
             wanted = self._halted.is_set() or _was_wanted(result, self._stored())
             ended = Ended(exit_code=result.exit_code, lived=time.monotonic() - self._began, wanted=wanted)
-            attempts = next_attempt(service.restart, ended, attempts)
-            if attempts is not None:
-                self._update(restarting=True, restarts=attempts.count, pid=None)
-                if self._halted.wait(attempts.pause):
-                    self._update(restarting=None)
-                    return
-
-    def _live(self, service: Any, number: int) -> RunResult:
-        from nbcontainer.engine.records import Record
-        from nbcontainer.engine.running import carry_out, place_again
+            following = next_attempt(service.restart, ended, attempts)
+            return {} if following is None else {"restarting": True, "restarts": following.count, "pid": None}
 
         stored = self._stored()
         record = Record(self._directory, os.dup(self._lock), stored.fields)
@@ -186,11 +202,11 @@ class Monitor:
             request, placed = place_again(
                 self._session, stored, timeout=service.timeout, stdin=self._input, output=_not_shown, record=record
             )
-            record.update(restarts=number)
+            record.update(restarts=attempts.count)
             if service.remove:
                 placed = replace(placed, spec=replace(placed.spec, scratch=self._directory))
-            request = replace(request, on_running=lambda: self._is_running(service))
-            result = carry_out(self._session, request, placed, grace=self._grace, check=False)
+            request = replace(request, on_running=lambda: self._is_running(service), on_ended=decide)
+            carry_out(self._session, request, placed, grace=self._grace, check=False)
             self._answer({"started": True})
         finally:
             if self._checks is not None:
@@ -199,7 +215,7 @@ class Monitor:
             record.close()
         if self._told_to_end:
             self._update(reason=_TOLD)
-        return result
+        return following
 
     def _is_running(self, service: Any) -> None:
         """The command is being executed: say so, and begin to look after its health."""
