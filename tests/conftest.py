@@ -12,6 +12,7 @@ from hypothesis import settings
 from tests.harness.debian import debian_root
 from tests.harness.host import PROBED, absence
 from tests.harness.leaks import Leaks, adopt_orphans
+from tests.harness.propagation import share_mounts
 from tests.harness.users import mirrored_python, user_with_range, user_without_range
 
 if TYPE_CHECKING:
@@ -38,10 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse ``--require`` names that would never match."""
+    """Refuse ``--require`` names that would never match, and live with shared mounts."""
     unknown = sorted(_required(config) - set(PROBED))
     if unknown:
         raise pytest.UsageError(f"--require: no marker {', '.join(unknown)}; there are {', '.join(PROBED)}")
+    share_mounts()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

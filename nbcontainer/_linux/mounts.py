@@ -89,9 +89,19 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 
 def clone_tree(directory: int, path: str = "", *, recursive: bool = False) -> int:
-    """A detached copy of the mount at `path`, as a file descriptor (open_tree(2), Linux 5.2)."""
+    """A detached copy of the mount at `path`, as a file descriptor (open_tree(2), Linux 5.2).
+
+    It is private: a copy of a shared mount, as systemd makes all of them, is shared with it, and what a container has
+    mounted in a volume would be mounted on the machine, too (mount_namespaces(7), "SHARED SUBTREES").
+    """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0) | (AT_EMPTY_PATH if not path else 0)
-    return syscall("open_tree", _SYS_open_tree, directory, os.fsencode(path), flags, subject=path or directory)
+    tree = syscall("open_tree", _SYS_open_tree, directory, os.fsencode(path), flags, subject=path or directory)
+    try:
+        set_attributes(tree, 0, recursive=recursive, propagation=MS_PRIVATE)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
 
 
 def clone_exactly(path: str, *, recursive: bool) -> int:
@@ -118,9 +128,14 @@ class _MountAttributes(ctypes.Structure):
     )
 
 
-def set_attributes(tree: int, attributes: int, *, recursive: bool = False, userns: int = -1) -> None:
-    """Set ``MOUNT_ATTR_`` flags on a mount (mount_setattr(2), Linux 5.12); `userns` goes with ``MOUNT_ATTR_IDMAP``."""
-    request = _MountAttributes(attributes, 0, 0, max(userns, 0))
+def set_attributes(
+    tree: int, attributes: int, *, recursive: bool = False, userns: int = -1, propagation: int = 0
+) -> None:
+    """Set ``MOUNT_ATTR_`` flags on a mount (mount_setattr(2), Linux 5.12); `userns` goes with ``MOUNT_ATTR_IDMAP``.
+
+    `propagation` is ``MS_PRIVATE``, or 0 for as it is.
+    """
+    request = _MountAttributes(attributes, 0, propagation, max(userns, 0))
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     size = ctypes.sizeof(request)
     syscall("mount_setattr", _SYS_mount_setattr, tree, b"", flags, ctypes.byref(request), size, subject=hex(attributes))

@@ -253,6 +253,34 @@ def test_read_only_volume_and_the_right_to_mount(tier: Tier) -> None:
     assert raised.value.is_a(InvalidOption)
 
 
+MOUNTING = """
+import ctypes, os, time
+libc = ctypes.CDLL(None, use_errno=True)
+for place in ("/keep/sub", "/shown/sub"):
+    os.makedirs(place, exist_ok=True)
+    assert libc.mount(b"t", place.encode(), b"tmpfs", 0, None) == 0, ctypes.get_errno()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_mounts_in_a_volume_stay_in_the_container(tier: Tier, outside: Path) -> None:
+    """What it has mounted in its folders, or we for it, is mounted nowhere else: their mounts are shared by systemd."""
+    before = Path("/proc/self/mountinfo").read_text()
+    with tier.spawn() as attacker:
+        attacker.begin_run(
+            script=MOUNTING,
+            shell=[PYTHON, "-I", "-S"],
+            cap_add=("SYS_ADMIN",),
+            mounts=[at("/keep"), at("/keep/inner", "inner")],
+            volumes=[(tier.folder("shown"), "/shown", ""), (outside, "/shown/inner", "")],
+        )
+        attacker.wait_for_output(b"ready")
+        assert Path("/proc/self/mountinfo").read_text() == before
+        stop(attacker)
+    assert Path("/proc/self/mountinfo").read_text() == before
+
+
 DEEP = """
 import os
 os.chdir("/keep")
