@@ -168,12 +168,12 @@ class Record:
 
     def reread(self) -> dict[str, Any]:
         """All fields as they are now on disk."""
-        self._fields = _fields(self._fd, self._fields)
+        self._fields = _fields(self._fd) or self._fields
         return dict(self._fields)
 
     def read(self, name: str) -> Any:
         """A field as it is now on disk, where others may have written it; None when there is none."""
-        return _fields(self._fd, self._fields).get(name)
+        return (_fields(self._fd) or self._fields).get(name)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -363,12 +363,10 @@ class ContainerRecords:
             return None
         try:
             locked = not _try_lock(fd)
-            fields = json.loads(os.pread(fd, _LONGEST_RECORD, 0) or b"null")
-        except (ValueError, RecursionError):
-            return None
+            fields = _fields(fd)
         finally:
             os.close(fd)
-        return Stored(directory=directory, fields=fields, locked=locked) if isinstance(fields, dict) else None
+        return None if fields is None else Stored(directory=directory, fields=fields, locked=locked)
 
     def amend(self, stored: Stored, **fields: Any) -> None:
         """Change fields of a record that somebody else may hold; raise `ContainerNotFound` when it is gone."""
@@ -402,7 +400,7 @@ class ContainerRecords:
                     return None
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            return Stored(directory=stored.directory, fields=_fields(fd, stored.fields), locked=False)
+            return Stored(directory=stored.directory, fields=_fields(fd) or stored.fields, locked=False)
 
     @contextlib.contextmanager
     def watching(self, stored: Stored) -> Iterator[Callable[[], Stored]]:
@@ -410,7 +408,7 @@ class ContainerRecords:
         with self._opened(stored) as fd:
 
             def look() -> Stored:
-                fields = _fields(fd, stored.fields)
+                fields = _fields(fd) or stored.fields
                 locked = not _try_lock(fd)
                 if not locked:
                     fcntl.flock(fd, fcntl.LOCK_UN)
@@ -491,13 +489,27 @@ def _lock_soon(fd: int, kind: int) -> bool:
     return True
 
 
-def _fields(fd: int, known: dict[str, Any]) -> dict[str, Any]:
-    """What a record says now; `known` when it cannot be read."""
+def _fields(fd: int) -> dict[str, Any] | None:
+    """What a record says; None when there is nothing to read in it.
+
+    A look can fall into the middle of a change (it did once in 500, of records that grow). Then writers are waited for.
+    """
+    found = _parsed(fd)
+    if found is None:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _lock_request(fcntl.F_RDLCK))
+        try:
+            found = _parsed(fd)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock_request(fcntl.F_UNLCK))
+    return found
+
+
+def _parsed(fd: int) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, RecursionError):
         fields = json.loads(os.pread(fd, _LONGEST_RECORD, 0))
         if isinstance(fields, dict):
             return fields
-    return known
+    return None
 
 
 def _merge(fd: int, known: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -508,7 +520,7 @@ def _merge(fd: int, known: dict[str, Any], changes: dict[str, Any]) -> dict[str,
     """
     fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _lock_request(fcntl.F_WRLCK))
     try:
-        fields = {**_fields(fd, known), **changes}
+        fields = {**(_parsed(fd) or known), **changes}
         data = json.dumps(fields).encode()
         os.pwrite(fd, data.ljust(os.fstat(fd).st_size), 0)
     finally:

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -428,3 +430,22 @@ def test_settling(records: ContainerRecords) -> None:
     settled = records.settled(ending)
     timer.join()
     assert (settled.locked, settled.summary().state) == (False, "exited")
+
+
+GROW = """
+import sys
+from nbcontainer.engine.records import ContainerRecords
+records = ContainerRecords(sys.argv[1], None)
+(stored,) = records.walk()
+for length in range(0, 8000, 5):
+    records.amend(stored, note="x" * length)
+"""
+
+
+def test_reading_while_it_is_written(records: ContainerRecords, record: Record, tmp_path: Path) -> None:
+    """A look in the middle of a change, by which the record grows, shows it before or after, and never nothing."""
+    with subprocess.Popen([sys.executable, "-c", GROW, str(tmp_path)]) as writer:
+        while writer.poll() is None:
+            assert [each.id for each in records.walk()] == [record.id]
+    assert writer.returncode == 0
+    assert len(record.read("note")) == 7995
