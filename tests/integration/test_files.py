@@ -406,7 +406,7 @@ def test_interrupted_copy(tier: Tier) -> None:
 
 def test_host_image(tier: Tier) -> None:
     """On the machine's own root `diff` says what would have changed, and `cp` takes it out; `commit` cannot be."""
-    path = "/etc/motd-of-a-test" if tier.privileged else f"{tier.home}/new-of-a-test"
+    path = "/etc/motd-of-a-test" if tier.privileged else f"{tier.home_of_account}/new-of-a-test"
     result = tier.driver.run("sh", "-c", f"echo x > {path}", image="host", name="box")
     assert result.ok, result
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,8 +216,7 @@ def test_restart_from_another_notebook(tier: Tier) -> None:
 
 def test_start_on_the_host_image(tier: Tier) -> None:
     """The machine's own root is put together anew, under what was written."""
-    home = tier.user.home if tier.user else pwd.getpwuid(os.geteuid()).pw_dir  # not /tmp: that is the container's own
-    script = f"cd {home} && echo hi >> nbc-again && cat nbc-again"
+    script = f"cd {tier.home_of_account} && echo hi >> nbc-again && cat nbc-again"
     assert tier.run(image="host", script=script, name="work").stdout == "hi\n"
     assert tier.driver.start("work").stdout == "hi\nhi\n"
     tier.driver.call("remove_container", "work")

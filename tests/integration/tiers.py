@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -357,6 +358,11 @@ class Tier:
     def privileged(self) -> bool:
         """Whether the acting person is root."""
         return self.user is None and os.geteuid() == 0
+
+    @property
+    def home_of_account(self) -> str:
+        """The person's own home: `home` may lie in /tmp, which the host image does not show."""
+        return self.user.home if self.user else pwd.getpwuid(os.geteuid()).pw_dir
 
     def run(self, *argv: str, **asked: Any) -> RunResult:
         """Run a container on the long-lived engine."""
