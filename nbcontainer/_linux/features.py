@@ -46,7 +46,7 @@ from nbcontainer._linux.idmaps import (
     small_text,
     user_name_of,
     wanted_id_map,
-    write_map_with_helpers,
+    write_map,
 )
 from nbcontainer._linux.mounts import (
     MOUNT_ATTR_IDMAP,
@@ -193,16 +193,16 @@ def explain(seen: Observations) -> tuple[Feature, ...]:
         _in_namespace(
             seen,
             "whiteouts",
-            "deleting files of an image without copying it",
+            "deleting files of an image",
             required=False,
-            fix="Use Linux 5.8 or newer; images are copied instead",
+            fix="See overlay" if seen.problem("overlay") else "Use Linux 5.8 or newer",
         ),
         _in_namespace(
             seen,
             "overlay-long-chains",
             "images of very many layers",
             required=False,
-            fix="Use Linux 6.5 or newer; such images are copied instead",
+            fix="Use Linux 6.5 or newer",
         ),
         *_idmapped_mounts(seen),
         _simple(seen, "openat2", "keeping layers inside their root", required=True, fix="Use Linux 5.6 or newer"),
@@ -332,6 +332,11 @@ def _user_namespace_cause(seen: Observations, step: str) -> tuple[str, str]:
             ),
         ),
         (
+            refused and seen.uid == 0 and step == "own-map",
+            "root without the capability SETFCAP may not be root of a user namespace",
+            "Start the outer container with that one (docker: --cap-add SETFCAP), or as another user (--user 1000)",
+        ),
+        (
             refused and (seen.filtered or seen.in_container),
             f"{said}: the system call filter of a container around this process refuses them (docker's default does)",
             (
@@ -391,8 +396,8 @@ def _no_range(seen: Observations) -> tuple[str, str]:
 
 
 def _range_fix(seen: Observations) -> str:
-    if seen.id_map.method == "privileged":
-        return "Root lacks CAP_SETUID or CAP_SETGID here: start the outer container with them"
+    if seen.id_map.method in {"privileged", "direct"}:
+        return "Root lacks CAP_SETUID, CAP_SETGID or CAP_SETFCAP here: start the outer container with them"
     if seen.id_map.method == "helpers":
         return (
             "newuidmap and newgidmap need their set-user-id bit or file capabilities, a file system without nosuid, and"
@@ -435,14 +440,15 @@ def _mount_api(seen: Observations) -> Feature:
 def _overlay(seen: Observations) -> Feature:
     on = seen.store_file_system
     if on in {"overlay", "overlayfs"} or on.startswith(("nfs", "fuse", "cifs", "smb", "lustre", "ceph", "9p")):
-        fix = f"The store lies on {on}, which cannot hold writable layers: move it to a local disk (ext4, xfs, btrfs)"
+        fix = (
+            f"The store lies on {on}, which cannot hold writable layers: move it to a local disk (ext4, xfs, btrfs), in"
+            " an outer container to a volume of that one (NBCONTAINER_ROOT)"
+        )
     elif on == "tmpfs":
         fix = "Use Linux 6.6 or newer (tmpfs has user xattrs from then on), or move the store to a local disk"
     else:
         fix = "Use Linux 5.11 or newer with the overlay module, and a store on a local disk (ext4, xfs, btrfs)"
-    found = _in_namespace(
-        seen, "overlay", "copy-on-write without copying; images are copied instead", required=False, fix=fix
-    )
+    found = _in_namespace(seen, "overlay", "every container: its changes lie over its image", required=True, fix=fix)
     if not found.works:
         return found
     return Feature(
@@ -451,13 +457,13 @@ def _overlay(seen: Observations) -> Feature:
         reason=f"wrote to, deleted from and replaced in one on {on or 'the store'}",
         fix="",
         needed_for=found.needed_for,
-        required=False,
+        required=True,
     )
 
 
 def _idmapped_mounts(seen: Observations) -> tuple[Feature, ...]:
-    """Root only: a user is root of its own containers, so its files fit without being shifted."""
-    if seen.uid:
+    """For root alone: who is root of its own containers has files that fit without being shifted."""
+    if seen.id_map.method != "privileged":
         return ()
     if seen.id_map.single:
         fix = "See subordinate-ids: there are no other ids to shift to"
@@ -856,13 +862,9 @@ def _try_user_namespace(id_map: IdMap) -> None:
 
 
 def _write_map(pid: int, id_map: IdMap) -> None:
-    if id_map.method == "helpers":
-        problem = write_map_with_helpers(pid, id_map)
-        if problem:
-            raise OSError(errno.EPERM, problem)
-        return
-    for name, ranges in (("uid", id_map.uids), ("gid", id_map.gids)):
-        write_text(f"/proc/{pid}/{name}_map", "\n".join(map(str, ranges)) + "\n")
+    problem = write_map(pid, id_map)
+    if problem:
+        raise OSError(errno.EPERM, problem)
 
 
 def _enter(say_ready: int, go: int, id_map: IdMap) -> None:

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
 
+from nbcontainer._linux.processes import write_text
 from nbcontainer.model.idmap import IdMap, IdRange
 
 __all__ = [
     "CONTAINER_IDS",
     "choose_id_map",
     "entries",
-    "helpers_refusal",
     "id_map_for_host",
+    "map_refusal",
     "overlap",
     "own_entries",
     "single_id_map",
     "small_text",
     "user_name_of",
     "wanted_id_map",
-    "write_map_with_helpers",
+    "write_map",
 ]
 
 CONTAINER_IDS = 65536
@@ -36,6 +38,7 @@ _FIXED_TOP = 0x70000000
 """One past systemd's range for container ids, 0x80000..0x6FFFFFFF (systemd.io/UIDS-GIDS): taken from the top, because
 useradd hands out subordinate ids from the bottom."""
 
+_CAP_SYS_ADMIN = 21
 _EVERY_ID = "0 0 4294967295"
 """The uid_map of the initial user namespace (user_namespaces(7))."""
 
@@ -48,13 +51,15 @@ def choose_id_map(
     subgid_text: str,
     *,
     helpers_available: bool,
+    may_mount: bool = True,
     uid_map_text: str = _EVERY_ID,
     gid_map_text: str = _EVERY_ID,
 ) -> IdMap:
     """Choose the id map of our containers from facts alone.
 
     Root gets 65536 ids that belong to nobody: the entry of `nbcontainer` or `root` in /etc/subuid and /etc/subgid,
-    else a fixed block that overlaps no entry. A user gets itself as container root, and its subordinate ids from 1
+    else a fixed block that overlaps no entry; root that `may_mount` nothing, which is root of an outer container, is
+    container root itself and gets them from 1 on. A user gets itself as container root, and its subordinate ids from 1
     on. Without a range, or helpers that may write it, there is one id. `uid_map_text` and `gid_map_text` are our own
     namespace's maps (/proc/self/uid_map): inside a container most ids do not exist and cannot be given away.
     """
@@ -63,6 +68,12 @@ def choose_id_map(
         block = _root_block(subuid_text, subgid_text, here)
         if block is not None:
             uid_start, gid_start, length = block
+            if not may_mount:
+                return IdMap(
+                    uids=(IdRange(0, uid, 1), IdRange(1, uid_start, length)),
+                    gids=(IdRange(0, gid, 1), IdRange(1, gid_start, length)),
+                    method="direct",
+                )
             return IdMap(
                 uids=(IdRange(0, uid_start, length),), gids=(IdRange(0, gid_start, length),), method="privileged"
             )
@@ -163,10 +174,10 @@ def id_map_for_host() -> IdMap:
 
     A user's range is only believed after newuidmap and newgidmap have written it for a real child (about 25 ms): the
     programs are there but powerless under no_new_privs, on a nosuid mount, or with a group that is not the primary
-    one.
+    one. The same for root of an outer container, which may have been started without the capabilities for it.
     """
     chosen = wanted_id_map()
-    if chosen.method == "helpers" and helpers_refusal(chosen):
+    if chosen.method in {"helpers", "direct"} and map_refusal(chosen):
         return single_id_map(os.geteuid(), os.getegid())
     return chosen
 
@@ -181,6 +192,7 @@ def wanted_id_map() -> IdMap:
         small_text("/etc/subuid"),
         small_text("/etc/subgid"),
         helpers_available=_helpers_found(),
+        may_mount=_may_mount(),
         uid_map_text=small_text("/proc/self/uid_map") or _EVERY_ID,
         gid_map_text=small_text("/proc/self/gid_map") or _EVERY_ID,
     )
@@ -206,6 +218,12 @@ def small_text(path: str) -> str:
         return ""
 
 
+def _may_mount() -> bool:
+    """Whether we have CAP_SYS_ADMIN, which docker and podman take from root of a container (capabilities(7))."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)$", small_text("/proc/self/status"), re.MULTILINE)
+    return found is None or bool(int(found[1], 16) >> _CAP_SYS_ADMIN & 1)
+
+
 def _helpers_found() -> bool:
     return shutil.which("newuidmap") is not None and shutil.which("newgidmap") is not None
 
@@ -220,8 +238,8 @@ _NAMESPACE_HOLDER = (
 """A child in a new user namespace (CLONE_NEWUSER) that waits to be mapped and ends with its standard input."""
 
 
-def helpers_refusal(id_map: IdMap) -> str:
-    """Return why newuidmap and newgidmap do not write this map for a real child, or "" when they do."""
+def map_refusal(id_map: IdMap) -> str:
+    """Return why this map cannot be written for a real child, or "" when it can."""
     with subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _NAMESPACE_HOLDER],
         stdin=subprocess.PIPE,
@@ -235,13 +253,26 @@ def helpers_refusal(id_map: IdMap) -> str:
         try:
             if holder.stdout.read(1) != b".":
                 return holder.stderr.read().decode(errors="replace").strip() or "no user namespace could be made"
-            return write_map_with_helpers(holder.pid, id_map)
+            return write_map(holder.pid, id_map)
         finally:
             holder.kill()
 
 
-def write_map_with_helpers(pid: int, id_map: IdMap) -> str:
-    """Have newuidmap and newgidmap write the maps of `pid`'s new user namespace; return "" or why they would not."""
+def write_map(pid: int, id_map: IdMap) -> str:
+    """Write the maps of `pid`'s new user namespace, or have them written; return "" or why that was refused."""
+    if id_map.method == "helpers":
+        return _write_with_helpers(pid, id_map)
+    try:
+        if id_map.single:
+            write_text(f"/proc/{pid}/setgroups", "deny")  # else the gid map is refused (user_namespaces(7))
+        for name, ranges in (("uid_map", id_map.uids), ("gid_map", id_map.gids)):
+            write_text(f"/proc/{pid}/{name}", "".join(f"{each}\n" for each in ranges))
+    except OSError as problem:
+        return str(problem)
+    return ""
+
+
+def _write_with_helpers(pid: int, id_map: IdMap) -> str:
     for program, ranges in (("newuidmap", id_map.uids), ("newgidmap", id_map.gids)):
         words = [word for each in ranges for word in str(each).split()]
         try:

@@ -58,6 +58,11 @@ _RANGE = Tier(
     limits="Containers have users of their own, but cannot change files of this machine that are not yours, nor make"
     " network links on it.",
 )
+_OUTER = Tier(
+    name="root of an outer container",
+    limits="Containers have users of their own, and their root is you, as a user's is: without CAP_SYS_ADMIN no files"
+    " can be shown with other owners. Nor can network links be made here.",
+)
 _SINGLE = Tier(
     name="user with a single id",
     limits="All files of a container have one owner: chown, setgroups and switching users seem to work but change"
@@ -67,7 +72,7 @@ _SINGLE = Tier(
 
 def tier_of(method: str) -> Tier:
     """Name the tier of an id map's method (`IdMap.method`)."""
-    return {"privileged": _ROOT, "helpers": _RANGE}.get(method, _SINGLE)
+    return {"privileged": _ROOT, "helpers": _RANGE, "direct": _OUTER}.get(method, _SINGLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ class IdMap:
     """The uid and gid maps of a namespace, and how they may be written.
 
     `privileged`: by us, being root. `helpers`: by newuidmap/newgidmap, from /etc/subuid and /etc/subgid.
+    `direct`: by us, being root that may not mount, as in an outer container; container root is ourselves, as a user's.
     `single`: one id only, by ourselves, with setgroups denied: owners cannot be kept apart inside.
     """
 

@@ -96,6 +96,11 @@ class BelowWiring:
         return result, sockets
 
     @property
+    def below(self) -> int:
+        """See `Wiring.below`."""
+        return self._pid
+
+    @property
     def changes(self) -> socket.socket | None:
         """See `Wiring.changes`: an address that the machine gets later must be closed to containers as well."""
         return self._changes
@@ -177,9 +182,10 @@ class BelowWiring:
         """Start pasta and wait for its link. It forwards no port and knows no way to this machine's loopback."""
         program = found("pasta")
         assert program is not None
+        itself = ("--runas", f"{os.geteuid()}:{os.getegid()}") if os.geteuid() == 0 else ()  # else it becomes nobody
         self._pasta = _started(
             [
-                program, "--foreground", "--quiet", "--config-net", "--no-map-gw",
+                program, *itself, "--foreground", "--quiet", "--config-net", "--no-map-gw",
                 "--tcp-ports", "none", "--udp-ports", "none", "--tcp-ns", "none", "--udp-ns", "none",
                 "--ns-ifname", _UPLINK, "--mtu", str(_PASTA_MTU),
                 "--userns", f"/proc/{self._pid}/ns/user", "--netns", f"/proc/{self._pid}/ns/net",

@@ -372,6 +372,12 @@ class Launcher:
             namespaces.add(pid)
         return pid
 
+    def remember(self, pid: int) -> None:
+        """List a process that lives in the user namespace that all launchers of this store share, beside them."""
+        namespaces = Namespaces(self._settings.store, self._settings.id_map)
+        with namespaces.held():
+            namespaces.add(pid)
+
     def open_user_namespace(self) -> int:
         """Open the user namespace that all launchers of this store share; the caller's to close."""
         self._ensure()
@@ -471,24 +477,9 @@ def shifted_clone(path: str, userns: int, *, recursive: bool) -> int:
 
 def write_id_map(pid: int, id_map: IdMap) -> None:
     """Write the id maps of the launcher's new user namespace; raise `UnsupportedHost` with the reason."""
-    if id_map.method == "helpers":
-        refusal = idmaps.write_map_with_helpers(pid, id_map)
-        if refusal:
-            raise UnsupportedHost(f"newuidmap or newgidmap refused the id map of this user: {refusal}")
-        return
-    texts = {"uid_map": id_map.uids, "gid_map": id_map.gids}
-    try:
-        if id_map.single:
-            _write(f"/proc/{pid}/setgroups", "deny")
-        for name, ranges in texts.items():
-            _write(f"/proc/{pid}/{name}", "".join(f"{each}\n" for each in ranges))
-    except OSError as problem:
-        raise UnsupportedHost(f"the id map of a user namespace cannot be written: {problem}") from problem
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)
+    refusal = idmaps.write_map(pid, id_map)
+    if refusal:
+        raise UnsupportedHost(f"the id map of a user namespace cannot be written: {refusal}")
 
 
 def error_from(message: Failed) -> NbcontainerError:

@@ -117,6 +117,13 @@ def test_apparmor_does_not_restrict_root() -> None:
     assert "AppArmor" not in found.reason
 
 
+def test_root_of_an_outer_container_may_lack_a_capability() -> None:
+    """Root without CAP_SETFCAP is refused its own id inside; a user needs none."""
+    for uid in (0, 1000):
+        reason = named(without("own-map", uid=uid, in_container=True), "user-namespaces").reason
+        assert ("SETFCAP" in reason) is (uid == 0)
+
+
 def test_what_was_not_reached_points_to_the_cause() -> None:
     """Without a user namespace nothing was tried inside one, and each such feature says where to look."""
     seen = without("user-namespace")
@@ -157,9 +164,9 @@ def test_refused_map_leaves_one_id() -> None:
 
 @pytest.mark.parametrize(("on", "words"), [("overlay", "cannot hold"), ("nfs4", "cannot hold"), ("tmpfs", "6.6")])
 def test_overlay_names_the_file_system(on: str, words: str) -> None:
-    """An overlay refused because of where the store lies says where to move it; it is not required."""
+    """An overlay refused because of where the store lies says where to move it; nothing runs without it."""
     found = named(without("overlay", store_file_system=on), "overlay")
-    assert not found.required
+    assert found.required
     assert words in found.fix
 
 

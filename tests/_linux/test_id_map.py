@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from nbcontainer._linux.idmaps import choose_id_map, helpers_refusal, id_map_for_host
+from nbcontainer._linux.idmaps import choose_id_map, id_map_for_host, map_refusal
 from nbcontainer.model.idmap import IdMap, IdRange
 from tests.harness.users import User, run_as
 
@@ -19,6 +19,7 @@ def chosen(
     subgid: str | None = None,
     *,
     helpers: bool = True,
+    may_mount: bool = True,
     uid_map: str = "0 0 4294967295",
     gid_map: str = "0 0 4294967295",
 ) -> IdMap:
@@ -30,6 +31,7 @@ def chosen(
         subuid,
         subuid if subgid is None else subgid,
         helpers_available=helpers,
+        may_mount=may_mount,
         uid_map_text=uid_map,
         gid_map_text=gid_map,
     )
@@ -68,6 +70,15 @@ def test_root_refuses_entries_it_cannot_use(text: str) -> None:
 def test_root_needs_both_files() -> None:
     """An entry in /etc/subuid alone is not used: uids and gids are chosen by the same rule."""
     assert chosen(0, "root:200000:65536", "").uids[0].outside == FIXED
+
+
+def test_root_that_may_not_mount_is_root_of_its_containers() -> None:
+    """Root of an outer container stays container root, as a user does, and gives away what it would have given."""
+    found = chosen(0, may_mount=False)
+    both = (IdRange(0, 0, 1), IdRange(1, FIXED, 65536))
+    assert found == IdMap(uids=both, gids=both, method="direct")
+    assert not found.single
+    assert chosen(1000, "ada:100000:65536", may_mount=False) == chosen(1000, "ada:100000:65536")
 
 
 def test_root_of_a_small_namespace_gives_away_what_exists() -> None:
@@ -186,4 +197,4 @@ def test_user_without_range_has_one_id(user_without_range: User) -> None:
 def test_refusal_carries_the_words_of_the_helper() -> None:
     """A map nobody allotted is refused, with the reason newuidmap gives."""
     greedy = IdMap(uids=(IdRange(0, 7, 1),), gids=(IdRange(0, 7, 1),), method="helpers")
-    assert "newuidmap" in helpers_refusal(greedy)
+    assert "newuidmap" in map_refusal(greedy)

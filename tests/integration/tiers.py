@@ -110,7 +110,7 @@ class Driver:
             acting = {"user": user.uid, "group": user.gid, "extra_groups": []}
         with theirs:
             self.process = subprocess.Popen(
-                [user.python if user else sys.executable, "-c", _AGENT, str(theirs.fileno())],
+                [*tier.prefix, user.python if user else sys.executable, "-c", _AGENT, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 cwd=tier.home,
@@ -344,20 +344,24 @@ class Driver:
 
 @dataclass
 class Tier:
-    """One kind of isolation. `home` is where the acting person may write; `image` is the tiny image's name."""
+    """One kind of isolation. `home` is where the acting person may write; `image` is the tiny image's name.
+
+    `prefix` is a command that takes rights away and executes the engine's process.
+    """
 
     name: TierName
     home: str
     store: str
     image: str
     user: User | None = None
+    prefix: tuple[str, ...] = ()
     driver: Driver = field(init=False)
     """The long-lived engine."""
 
     @property
     def privileged(self) -> bool:
-        """Whether the acting person is root."""
-        return self.user is None and os.geteuid() == 0
+        """Whether the acting person is root, with all of root's rights."""
+        return self.user is None and os.geteuid() == 0 and not self.prefix
 
     @property
     def home_of_account(self) -> str:

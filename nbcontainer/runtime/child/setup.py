@@ -89,6 +89,11 @@ def _explain(problem: OSError, step: dict[str, Any]) -> str:
     text = problem.strerror or str(problem)
     if problem.errno == errno.ENOENT and step["op"] in {"bind", "tmpfs"}:
         return "the image has a symbolic link there that leads nowhere; mount on the place that it means, or elsewhere"
+    if problem.errno == errno.EINVAL and step["op"] == "overlay" and step["upper"]:
+        return (
+            "the store's file system cannot hold writable layers, as one that is an overlay itself cannot; move the"
+            " store to another one (NBCONTAINER_ROOT), in an outer container to a volume of that one"
+        )
     if problem.errno in (errno.ELOOP, errno.EXDEV):
         return f"the image has a symbolic link there, which could lead out of the container; refused ({text})"
     if problem.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,0 +1,118 @@
+"""Root of an outer container, as docker and podman make it: root's id and file rights, and nothing may be mounted.
+
+It is treated as a user with many ids, whose containers' root it is itself.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from nbcontainer.model import VolumeMount
+from nbcontainer.network.programs import found
+from tests.integration.fixtures import OWN_TIER
+from tests.integration.tiers import Driver, Tier, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.harness.leaks import Leaks
+
+pytestmark = [pytest.mark.root, OWN_TIER]
+
+KEPT = (
+    *("chown", "dac_override", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "net_bind_service"),
+    *("net_raw", "sys_chroot", "mknod", "audit_write", "setfcap"),
+)
+"""What docker leaves to root of a container."""
+
+
+def with_rights(*names: str) -> tuple[str, ...]:
+    """A command that keeps these capabilities and executes what follows."""
+    return ("setpriv", f"--bounding-set=-all,{','.join(f'+{name}' for name in names)}", "--inh-caps=-all")
+
+
+@pytest.fixture
+def outer(tier: Tier, tmp_path: Path, leaks: Leaks) -> Iterator[Tier]:
+    """Lend an engine of such a root, with a store of its own."""
+    made = Tier(
+        name="own", home=str(tmp_path), store=str(tmp_path / "store"), image=tier.image, prefix=with_rights(*KEPT)
+    )
+    made.driver = Driver(made)
+    try:
+        with leaks.allowing(trees=[lambda: made.driver.pid]):
+            yield made
+    finally:
+        made.driver.close()
+
+
+def test_runs_with_many_ids(outer: Tier) -> None:
+    """Its containers have users of their own; what they write belongs to this root, or to ids that are nobody's."""
+    script = "cat /proc/self/uid_map; echo x > /mine; touch /other; chown 7:8 /other; ls -ln /mine /other; id -u"
+    shown = outer.sh(script).stdout.split("\n")
+    assert shown[0].split() == ["0", "0", "1"]
+    assert [line.split()[2:4] for line in shown[2:4]] == [["0", "0"], ["7", "8"]]
+    assert shown[4] == "0"
+    assert outer.sh("id -u; id -g", user="1000:100").stdout == "1000\n100\n"
+
+
+def test_host_image_and_folders(outer: Tier, tmp_path: Path) -> None:
+    """The outer container's own files are an image, and what is written into a folder of its is its own."""
+    folder = outer.folder("data")
+    result = outer.sh(
+        "echo changed > /etc/hostname-of-a-test; echo x > /data/x", image="host", volumes=[(folder, "/data", "")]
+    )
+    assert result.ok
+    assert not os.path.exists("/etc/hostname-of-a-test")
+    assert (folder / "x").stat().st_uid == 0
+
+
+def test_verbs(outer: Tier) -> None:
+    """Volumes, joining, copying, committing and removing go their usual way."""
+    driver = outer.driver
+    outer.sh("chown 9 /keep; echo x > /keep/x", name="kept", mounts=[VolumeMount(target="/keep", name="lab")])
+    driver.call("commit", "kept", "mine:1")
+    assert outer.run("ls", "/keep", image="mine:1").ok
+    with outer.spawn() as other:
+        other.begin_run(script="echo ready; sleep 1000", name="work")
+        other.wait_for_output(b"ready")
+        assert driver.exec("work", "echo", "on").stdout == "on\n"
+        driver.call("stop", "work", grace=0)
+        other.finish()
+    for name in ("kept", "work"):
+        driver.call("remove_container", name)
+    driver.call("remove_volume", "lab")
+    driver.call("remove_image", "mine:1")
+    wait_until(lambda: outer.containers() == [])
+
+
+def test_network(outer: Tier) -> None:
+    """It has the networks of a user, with its own way out."""
+    if found("nft") is None or found("pasta") is None:
+        pytest.skip("a user's networks take nft and pasta")
+    assert "lo" in outer.sh("ls /sys/class/net", network="bridge").stdout
+
+
+@pytest.mark.parametrize(
+    ("kept", "answer"),
+    [
+        (("setfcap",), "0 0 1"),
+        ((), "CAP_SETFCAP (docker: --cap-add SETFCAP)"),
+    ],
+)
+def test_without_rights_over_ids(outer: Tier, kept: tuple[str, ...], answer: str) -> None:
+    """Where the map cannot be written there is one id; where even that cannot be, doctor says what is missing."""
+    bare = (*with_rights("dac_override", *kept), sys.executable, "-m", "nbcontainer")
+    environment = {"PATH": os.environ["PATH"], "HOME": outer.home, "NBCONTAINER_ROOT": f"{outer.store}-bare"}
+
+    def said(*words: str) -> str:
+        done = subprocess.run([*bare, *words], env=environment, capture_output=True, text=True, check=False)
+        return " ".join((done.stdout + done.stderr).split())
+
+    assert (answer == said("run", "--network", "none", "host", "cat", "/proc/self/uid_map")) is bool(kept)
+    assert ("the capability SETFCAP" in said("doctor")) is not bool(kept)
