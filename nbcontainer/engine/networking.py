@@ -172,13 +172,18 @@ class Networks:
         *,
         privileged: bool,
         user_namespace: Callable[[], int],
+        holds: Callable[[int], None],
     ) -> None:
         self._records = records
         self._privileged = privileged
         self._chosen = settings.network
         self.definitions = Definitions(settings.root)
         self._keeper = KeeperClient(
-            settings.root, user_namespace=user_namespace, started=self._readmit, idle=settings.network_idle
+            settings.root,
+            user_namespace=user_namespace,
+            holds=holds,
+            started=self._readmit,
+            idle=settings.network_idle,
         )
         self._reason: str | None = None
         self._lock = threading.Lock()

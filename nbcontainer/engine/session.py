@@ -74,7 +74,11 @@ class Session:
         )
         self.library = Library(self.content, RefStore(settings.root), self.snapshots)
         self.networks = Networks(
-            settings, self.records, privileged=self.privileged, user_namespace=self._user_namespace
+            settings,
+            self.records,
+            privileged=self.privileged,
+            user_namespace=self._user_namespace,
+            holds=self.runtime.remember,
         )
         self.build_runtime = BuildRuntime(settings, self.id_map, self.networks)
         self._recovered = 0

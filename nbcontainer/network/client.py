@@ -35,8 +35,9 @@ _KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "LC_CTYPE")
 class KeeperClient:
     """One engine's connection to the keeper of its store; safe to use from several threads.
 
-    `user_namespace` opens the one in which the user's containers live, or gives -1 as root. `started` is called when
-    a keeper had to be started, before the first question: containers that run may have had another one.
+    `user_namespace` opens the one in which the user's containers live, or gives -1 as root; `holds` is told of a
+    process that lives in it with the keeper. `started` is called when a keeper had to be started, before the first
+    question: containers that run may have had another one.
     """
 
     def __init__(
@@ -44,12 +45,14 @@ class KeeperClient:
         root: str,
         *,
         user_namespace: Callable[[], int],
+        holds: Callable[[int], None] = lambda _: None,
         started: Callable[[], None] = lambda: None,
         idle: float = 20.0,
     ) -> None:
         self._root = root
         self._folder = os.path.join(root, FOLDER)
         self._user_namespace = user_namespace
+        self._holds = holds
         self._started = started
         self._idle = idle
         self._lock = threading.RLock()
@@ -177,7 +180,9 @@ class KeeperClient:
             )
             os.close(theirs)
             theirs = -1
-            self._hear(ours)
+            below = self._hear(ours)
+            if below:
+                self._holds(below)
         except subprocess.SubprocessError as problem:
             raise UnsupportedHost(f"the network keeper cannot be started: {problem}") from problem
         finally:
@@ -186,8 +191,8 @@ class KeeperClient:
                     os.close(fd)
 
     @staticmethod
-    def _hear(ready: int) -> None:
-        """Wait for the keeper's first word; raise what it could not do."""
+    def _hear(ready: int) -> int:
+        """Wait for the keeper's first word; its process below, if any. Raise what it could not do."""
         said = b""
         while piece := os.read(ready, 65536):
             said += piece
@@ -195,8 +200,9 @@ class KeeperClient:
             words = json.loads(said)
         except ValueError as problem:
             raise UnsupportedHost("the network keeper died while it started; see `%container doctor`") from problem
-        if words:
-            raise errors.class_named(str(words.get("error")), UnsupportedHost)(str(words.get("message")))
+        if "error" in words:
+            raise errors.class_named(str(words["error"]), UnsupportedHost)(str(words.get("message")))
+        return int(words["below"])
 
 
 def _connect(folder: int) -> socket.socket | None:

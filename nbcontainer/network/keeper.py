@@ -486,8 +486,9 @@ def main(text: str) -> NoReturn:
                 "another network keeper of this store is at work and does not answer; try again"
             ) from problem
         loop = Loop()
-        keeper = Keeper(loop, _wiring(options), options)
-        code = _serve(loop, keeper, folder, ready)
+        wiring = _wiring(options)
+        keeper = Keeper(loop, wiring, options)
+        code = _serve(loop, keeper, folder, lambda: _tell(ready, {"below": wiring.below}))
     except NbcontainerError as problem:
         _tell(ready, {"error": type(problem).__name__, "message": problem.message})
     except OSError as problem:
@@ -507,9 +508,10 @@ def _complain_to(path: str) -> None:
     os.close(fd)
 
 
-def _tell(ready: int, words: dict[str, str]) -> None:
+def _tell(ready: int, words: dict[str, str | int]) -> None:
     with contextlib.suppress(OSError):
         os.write(ready, json.dumps(words).encode())
+    os.close(ready)
 
 
 def _wiring(options: Options) -> Wiring:
@@ -522,7 +524,7 @@ def _wiring(options: Options) -> Wiring:
     return MachineWiring(options.key)
 
 
-def _serve(loop: Loop, keeper: Keeper, folder: int, ready: int) -> int:
+def _serve(loop: Loop, keeper: Keeper, folder: int, ready: Callable[[], None]) -> int:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(SOCKET, dir_fd=folder)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
@@ -552,8 +554,7 @@ def _serve(loop: Loop, keeper: Keeper, folder: int, ready: int) -> int:
     keeper.may_leave = may_leave
     loop.watch(listener.fileno(), READ, knock)
     signal.signal(signal.SIGTERM, lambda _number, _frame: loop.stop())
-    _tell(ready, {})
-    os.close(ready)
+    ready()
     gc.collect()
     gc.freeze()
     loop.run()

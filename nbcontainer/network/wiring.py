@@ -53,6 +53,10 @@ class Wiring(Protocol):
     """Whether a packet filter is there that can limit what a network reaches."""
 
     @property
+    def below(self) -> int:
+        """The pid of a process of ours in the user namespace of a user's containers; 0 as root."""
+
+    @property
     def changes(self) -> socket.socket | None:
         """Becomes readable when the filter has to be set anew, because this machine has other addresses now."""
 
@@ -216,6 +220,11 @@ class MachineWiring:
         self._links = Links()
         self._sweep()
         self._office = Office()
+
+    @property
+    def below(self) -> int:
+        """See `Wiring.below`: the containers' links are made from here."""
+        return 0
 
     @property
     def changes(self) -> socket.socket | None:

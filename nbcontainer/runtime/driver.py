@@ -182,6 +182,10 @@ class NativeRuntime:
         """Open the user namespace in which containers of this person live; the caller's to close."""
         return self._launcher.open_user_namespace()
 
+    def remember(self, pid: int) -> None:
+        """Know a process that lives in that user namespace; who comes when all launchers have gone joins it there."""
+        self._launcher.remember(pid)
+
     @property
     def waiting_descriptors(self) -> frozenset[int]:
         """What rooms that wait for their command keep open in this process."""

@@ -4,7 +4,9 @@ Links can be moved only between network namespaces of one user namespace (or bel
 notebooks can share a network, or one the other's, only when they share this. Who may join is decided by the kernel: the
 person who owns it, from above. What separates two containers of one notebook separates those of two.
 
-A list of the launchers that live is kept in the store; a lock is held while one of them joins or begins.
+A list of the launchers that live is kept in the store; a lock is held while one of them joins or begins. Whoever keeps
+the networks of their containers is in it, too: it outlives the last launcher for some seconds, and can move links only
+into network namespaces of the user namespace that it lives in.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def top_namespace(pid: int) -> int:
 
 
 class Namespaces:
-    """The launchers of one store that live, as this start of another finds them. Use it as a context manager."""
+    """Who lives in the user namespace of one store's containers, as this start of another launcher finds them."""
 
     def __init__(self, store: str, id_map: IdMap) -> None:
         self._path = os.path.join(store, _FILE)

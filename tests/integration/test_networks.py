@@ -28,6 +28,7 @@ from nbcontainer.network.ports import read_publish
 from nbcontainer.network.programs import found
 from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import lives, processes_below
+from tests.harness.patience import patient
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Raised, wait_until
 
@@ -489,12 +490,12 @@ def test_killed_way_out_is_replaced(net: Tier, outside: str) -> None:
         assert "anon_inode:[pidfd]" not in held
 
 
-def _keepers(tier: Tier) -> list[int]:
+def _keepers(tier: Tier, store: str = "") -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{name}/cmdline").read_bytes()
-            if b"keeper.py" in line and tier.store.encode() in line:
+            if b"keeper.py" in line and (store or tier.store).encode() in line:
                 found.append(int(name))
     return found
 
@@ -503,6 +504,20 @@ def _pasta(tier: Tier) -> int:
     below = {pid for keeper in _keepers(tier) for pid in processes_below(keeper)}
     (found,) = [pid for pid in below if b"--config-net" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return found
+
+
+def test_notebook_that_comes_when_the_last_has_gone(net: Tier, tmp_path: Path) -> None:
+    """A kernel is restarted while the keeper of its networks waits for the next container: that finds it at work."""
+    root = str(net.folder("store"))
+    keepers = set()
+    for _ in range(3):
+        with net.spawn(root=root, network_idle=patient(20)) as driver:
+            assert driver.run("true", network="bridge").ok
+            keepers.add(frozenset(_keepers(net, root)))
+    assert len(keepers) == 1
+    for keeper in keepers.pop():
+        os.kill(keeper, signal.SIGTERM)
+    wait_until(lambda: not _keepers(net, root), what="the keeper has left")
 
 
 def test_nothing_is_left(net: Tier) -> None:
