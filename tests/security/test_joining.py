@@ -16,6 +16,7 @@ import pytest
 from nbcontainer.errors import Conflict, ContainerNotFound, ContainerStartError
 from nbcontainer.testing.rootfs import PYTHON
 from tests.harness.leaks import lives
+from tests.harness.patience import patient
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Driver, Raised, wait_until
 from tests.security.test_way_in import CHANGE_WHAT_RUNS, HARMLESS, ITS_HOME
@@ -118,7 +119,7 @@ def test_execve_held(exposed: Tier, way: str) -> None:
     """
     with hostile(exposed, way, python(LEASE)) as guest:
         assert guest.exec("work", "/bin/true").ok
-        time.sleep(0.3)
+        time.sleep(patient(0.3))
         result = guest.exec("work", "/tmp/held", "-c", "echo hi", timeout=0.5)
         assert (result.reason, result.exit_code) == ("timeout", 137)
         assert result.detail.endswith("the command with all that it started has ended")
@@ -142,12 +143,12 @@ def test_late_porter(exposed: Tier) -> None:
     with hostile(exposed, "own", WAITING) as guest:
         for seconds in range(7700, 7705):
             assert guest.exec("work", "/bin/true").ok
-            time.sleep(0.2)
+            time.sleep(patient(0.2))
             porter = porter_of(guest)
             os.kill(porter, signal.SIGSTOP)
             assert guest.exec("work", "/bin/sh", "-c", f"sleep {seconds} >/dev/null 2>&1 & :").ok
             os.kill(porter, signal.SIGCONT)
-            time.sleep(0.3)
+            time.sleep(patient(0.3))
             assert f"sleep {seconds}" in {each.command for each in guest.call("top", "work")}
 
 
@@ -156,11 +157,11 @@ def test_porter_killed_before_it_has_heard(exposed: Tier) -> None:
     """A command ends with its porter, even with one that was hung when it began."""
     with hostile(exposed, "own", WAITING) as guest:
         assert guest.exec("work", "/bin/true").ok
-        time.sleep(0.3)
+        time.sleep(patient(0.3))
         porter = porter_of(guest)
         os.kill(porter, signal.SIGSTOP)
         guest.begin_exec("work", "/bin/sleep", "7702")
-        time.sleep(0.3)
+        time.sleep(patient(0.3))
         os.kill(porter, signal.SIGKILL)
         assert guest.finish()["reason"] == "lost"
         wait_until(
@@ -447,7 +448,7 @@ def test_killed_under_a_crowd(tier: Tier, way: str) -> None:
     """Fifty commands are joining when their container is killed: each is told so in a sentence, and nothing is left."""
     with hostile(tier, way, WAITING) as guest:
         guest.begin("exec_many", container="work", argv=["/bin/sh", "-c", "sleep 0.02; echo on"], threads=50, rounds=3)
-        time.sleep(0.7)
+        time.sleep(patient(0.7))
         tier.driver.call("kill", "work")
         results = guest.finish()
     assert len(results) == 150
