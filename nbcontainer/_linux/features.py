@@ -77,7 +77,7 @@ from nbcontainer._linux.processes import (
     pidfd_open,
     write_text,
 )
-from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, close_range, openat2, unshare
+from nbcontainer._linux.syscalls import RESOLVE_IN_ROOT, close_range, openat2, sethostname, unshare
 from nbcontainer.model.idmap import IdMap, IdRange
 
 if TYPE_CHECKING:
@@ -187,6 +187,14 @@ def explain(seen: Observations) -> tuple[Feature, ...]:
         _in_namespace(seen, "proc", "process lists inside containers", required=True, fix=_PROC_FIX),
         _in_namespace(seen, "tmpfs", "private /dev, /tmp and /dev/shm", required=True, fix=_OUTER_FIX),
         _in_namespace(seen, "devpts", "terminals inside containers", required=True, fix=_OUTER_FIX),
+        _in_namespace(
+            seen,
+            "hostname",
+            "a container's own host name; it has that of the outer container otherwise",
+            required=False,
+            fix="The filter of an outer container refuses it (podman's default does): start that one with"
+            " --security-opt seccomp=unconfined, or do without",
+        ),
         _in_namespace(seen, "sysfs", "/sys inside containers", required=False, fix=_OUTER_FIX),
         _in_namespace(seen, "mqueue", "POSIX message queues inside containers", required=False, fix=_OUTER_FIX),
         _overlay(seen),
@@ -890,6 +898,7 @@ def _enter(say_ready: int, go: int, id_map: IdMap) -> None:
     for kind, flag in _NAMESPACES.items():
         if not _attempt(f"namespace-{kind}", functools.partial(unshare, flag)) and kind == "mount":
             return  # a mount made now would be the host's
+    _attempt("hostname", lambda: sethostname("probe"))
     pid = os.fork()  # the first process of the new pid namespace
     if pid == 0:
         _last(lambda: _try_mounts(terminals=id_map.holds_gid(5) and not single))

@@ -26,6 +26,7 @@ from nbcontainer.images.lent import lent_by_layout, lent_by_registry, lent_by_st
 from nbcontainer.model import ImageConfig, Platform, Reference, RunOptions
 from nbcontainer.runtime.bundle import bundle
 from nbcontainer.runtime.launcher import error_from
+from nbcontainer.runtime.protocol import BUILD_HOST_NAME
 from nbcontainer.runtime.supervisor import supervise
 
 if TYPE_CHECKING:
@@ -49,8 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EngineWorkshop"]
 
-_HOST_NAME = "build"
-"""The same in every build: what a command finds around it should not differ from one to the next."""
 _LOST = "its processes vanished without an exit code: killed from outside, or the machine ran out of memory"
 _EMPTY = "empty"
 """A folder of every launcher's stage (`nbcontainer.runtime.child.stage`)."""
@@ -221,7 +220,7 @@ class EngineWorkshop:
         spec = bundle(
             container,
             config,
-            RunOptions(network=job.network, hostname=_HOST_NAME),
+            RunOptions(network=job.network, hostname=BUILD_HOST_NAME),
             root=tuple(replace(mount, volatile=True) for mount in root),
             argv=job.argv,
             script=job.script,

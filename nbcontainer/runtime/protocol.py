@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
 __all__ = [
+    "BUILD_HOST_NAME",
     "MOST_FDS",
     "Accepted",
     "Arrival",
@@ -58,6 +59,8 @@ __all__ = [
     "send",
 ]
 
+BUILD_HOST_NAME = "build"
+"""The same in every build: what a command finds around it should not differ from one to the next."""
 _INLINE = 64 * 1024
 _MAX_MESSAGE = 64 * 1024 * 1024
 MOST_FDS = 253  # SCM_MAX_FD of unix(7): unpacking sends one for each layer below

@@ -30,7 +30,7 @@ EVERYTHING = (
     *("pids-cgroup", "memory-cgroup", "cpu-cgroup", "cpuset-cgroup", "freezer-cgroup"),
     *("own-map", "namespace-mount", "namespace-pid", "namespace-network", "namespace-ipc", "namespace-uts"),
     *("namespace-cgroup", "proc", "sysfs", "mqueue", "devpts", "tmpfs", "mount-api", "overlay", "whiteouts"),
-    "overlay-long-chains",
+    *("overlay-long-chains", "hostname"),
 )
 GOOD = Observations(
     uid=1000,

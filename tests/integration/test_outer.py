@@ -15,7 +15,7 @@ import pytest
 from nbcontainer.model import VolumeMount
 from nbcontainer.network.programs import found
 from tests.integration.fixtures import OWN_TIER
-from tests.integration.tiers import Driver, Tier, wait_until
+from tests.integration.tiers import Driver, Raised, Tier, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,11 +37,15 @@ def with_rights(*names: str) -> tuple[str, ...]:
     return ("setpriv", f"--bounding-set=-all,{','.join(f'+{name}' for name in names)}", "--inh-caps=-all")
 
 
-@pytest.fixture
-def outer(tier: Tier, tmp_path: Path, leaks: Leaks) -> Iterator[Tier]:
-    """Lend an engine of such a root, with a store of its own."""
+@pytest.fixture(params=[()])
+def outer(request: pytest.FixtureRequest, tier: Tier, tmp_path: Path, leaks: Leaks) -> Iterator[Tier]:
+    """Lend an engine of such a root, with a store of its own; the parameter is a command that hampers it further."""
     made = Tier(
-        name="own", home=str(tmp_path), store=str(tmp_path / "store"), image=tier.image, prefix=with_rights(*KEPT)
+        name="own",
+        home=str(tmp_path),
+        store=str(tmp_path / "store"),
+        image=tier.image,
+        prefix=(*with_rights(*KEPT), *request.param),
     )
     made.driver = Driver(made)
     try:
@@ -49,6 +53,16 @@ def outer(tier: Tier, tmp_path: Path, leaks: Leaks) -> Iterator[Tier]:
             yield made
     finally:
         made.driver.close()
+
+
+FILTER = """
+import errno, os, sys
+import pyseccomp
+chosen = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+chosen.add_rule(pyseccomp.ERRNO(errno.EPERM), "sethostname")
+chosen.load()
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 def test_runs_with_many_ids(outer: Tier) -> None:
@@ -89,6 +103,14 @@ def test_verbs(outer: Tier) -> None:
     driver.call("remove_volume", "lab")
     driver.call("remove_image", "mine:1")
     wait_until(lambda: outer.containers() == [])
+
+
+@pytest.mark.parametrize("outer", [(sys.executable, "-c", FILTER)], indirect=True, ids=["filtered"])
+def test_name_of_the_outer_container(outer: Tier) -> None:
+    """Podman's filter lets nobody name himself: the name stays that of the outer container, unless one was asked for."""
+    assert outer.sh("uname -n; cat /etc/hostname; hostname").stdout.split()[0] == os.uname().nodename
+    with pytest.raises(Raised, match="host name mine cannot be had"):
+        outer.run("true", hostname="mine")
 
 
 def test_network(outer: Tier) -> None:

@@ -21,6 +21,7 @@ from nbcontainer._linux.values import value
 from nbcontainer.runtime.child import gate, limits, setup, stage
 from nbcontainer.runtime.claim import Claim
 from nbcontainer.runtime.protocol import (
+    BUILD_HOST_NAME,
     Execute,
     Failed,
     Furnish,
@@ -511,13 +512,28 @@ def rehearse_message(message: Message) -> None:
             socket.socket(fileno=fd).close()
 
 
+def _take_hostname(room: Room) -> None:
+    """Have the name; where an outer container's filter lets nobody have one (podman's), that one's stays.
+
+    One that was asked for, unlike the beginning of the id or that of all builds, is refused then.
+    """
+    try:
+        syscalls.sethostname(room.hostname)
+    except PermissionError as problem:
+        if room.hostname not in {room.id[: len(room.hostname)], BUILD_HOST_NAME}:
+            raise setup.SetupError(
+                f"host name {room.hostname} cannot be had: the system call filter of a container around this process"
+                " refuses it; start that one with --security-opt seccomp=unconfined, or leave --hostname out"
+            ) from problem
+
+
 def _furnished(settings: Settings, room: Room, fds: list[int]) -> setup.Built:
     """The room, built and entered."""
     if room.joins:
         gate.join(fds.pop())
     limits.enter_cgroups(room, fds)
     processes.drop_bounding_set(frozenset(room.capabilities), settings.last_capability)
-    syscalls.sethostname(room.hostname)
+    _take_hostname(room)
     root = setup.build_root(room, fds)
     setup.enter_root(root)
     for fd in (root, *fds):
