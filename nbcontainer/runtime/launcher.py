@@ -358,16 +358,16 @@ class Launcher:
         settings = self._settings
         namespaces = Namespaces(settings.store, settings.id_map)
         with namespaces.held():
-            shared = namespaces.open_one()
+            shared = namespaces.open_theirs()
             try:
-                send(channel, configuration, (shared,) if shared >= 0 else ())
+                send(channel, configuration, shared)
                 pid: int = self._expect(channel, Unshared).pid
             finally:
-                if shared >= 0:
-                    os.close(shared)
+                for namespace in shared:
+                    os.close(namespace)
             if pid != self._process.pid:
                 raise ProtocolError("the launcher is in another pid namespace")
-            if shared < 0:
+            if not shared:
                 write_id_map(pid, settings.id_map)
             namespaces.add(pid)
         return pid

@@ -4,6 +4,9 @@ Links can be moved only between network namespaces of one user namespace (or bel
 notebooks can share a network, or one the other's, only when they share this. Who may join is decided by the kernel: the
 person who owns it, from above. What separates two containers of one notebook separates those of two.
 
+A launcher whose program could be changed by its containers has them in a namespace further down, above which it was
+executed (`runtime.child.interpreter`). A second one of that kind joins it there, too.
+
 A list of the launchers that live is kept in the store; a lock is held while one of them joins or begins. Whoever keeps
 the networks of their containers is in it, too: it outlives the last launcher for some seconds, and can move links only
 into network namespaces of the user namespace that it lives in.
@@ -67,17 +70,27 @@ class Namespaces:
             os.close(self._fd)
             self._fd = -1
 
-    def open_one(self) -> int:
-        """Open the user namespace of a launcher that lives and has our ids; -1 when there is none."""
+    def open_theirs(self) -> tuple[int, ...]:
+        """Open the user namespace of the launchers that live and have our ids; () when there are none.
+
+        Where one of them has its containers further down, that namespace comes second.
+        """
+        found: tuple[int, ...] = ()
         for pid, started, key in self._living():
-            if key == self._key:
-                with contextlib.suppress(OSError):
-                    process = identity.open_process(pid, started)
-                    try:
-                        return top_namespace(pid)
-                    finally:
-                        os.close(process)
-        return -1
+            if key != self._key:
+                continue
+            with contextlib.suppress(OSError):
+                process = identity.open_process(pid, started)
+                try:
+                    if not found:
+                        found = (top_namespace(pid),)
+                    lower = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+                finally:
+                    os.close(process)
+                if not os.path.samestat(os.fstat(lower), os.fstat(found[0])):
+                    return (*found, lower)
+                os.close(lower)
+        return found
 
     def add(self, pid: int) -> None:
         """Another one lives now."""

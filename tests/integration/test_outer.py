@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from nbcontainer.model import VolumeMount
+from nbcontainer.model import RunOptions, ServiceOptions, VolumeMount
 from nbcontainer.network.programs import found
 from tests.integration.fixtures import OWN_TIER
 from tests.integration.tiers import Driver, Raised, Tier, wait_until
@@ -103,6 +103,20 @@ def test_verbs(outer: Tier) -> None:
     driver.call("remove_volume", "lab")
     driver.call("remove_image", "mine:1")
     wait_until(lambda: outer.containers() == [])
+
+
+def test_network_of_another_launchers_container(outer: Tier) -> None:
+    """Its Python is root's own, so containers are a namespace further down; those of several launchers in the same."""
+    options = RunOptions(name="web", service=ServiceOptions(), network="none")
+    script = "readlink /proc/self/ns/net; sleep 1000"
+    outer.driver.call("launch", outer.image, (), options=options, script=script)
+    wait_until(lambda: outer.driver.call("logs", "web") != ())
+    (line,) = outer.driver.call("logs", "web")
+    with outer.spawn() as other:
+        for driver in (outer.driver, other):
+            found = driver.run(script="readlink /proc/self/ns/net", network="container:web")
+            assert found.stdout_bytes == line.data, found
+    outer.driver.call("remove_container", "web", force=True)
 
 
 @pytest.mark.parametrize("outer", [(sys.executable, "-c", FILTER)], indirect=True, ids=["filtered"])

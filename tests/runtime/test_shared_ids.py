@@ -65,18 +65,33 @@ def test_who_lives_is_joined(tmp_path):
     """With the same ids, while it lives; a store without a list begins one, and a damaged one begins anew."""
     mine, others = Namespaces(str(tmp_path), mapped(ONE)), Namespaces(str(tmp_path), mapped(OTHER))
     with mine.held():
-        assert mine.open_one() == -1
+        assert mine.open_theirs() == ()
     with process("--user --map-root-user") as pid:
         with mine.held():
             mine.add(pid)
         with mine.held():
-            namespace = mine.open_one()
+            (namespace,) = mine.open_theirs()
             assert os.path.samestat(os.fstat(namespace), os.stat(f"/proc/{pid}/ns/user"))
             os.close(namespace)
         with others.held():
-            assert others.open_one() == -1
+            assert others.open_theirs() == ()
     with mine.held():
-        assert mine.open_one() == -1
+        assert mine.open_theirs() == ()
     (tmp_path / "launchers.json").write_text("[[1", encoding="utf-8")
     with mine.held():
-        assert mine.open_one() == -1
+        assert mine.open_theirs() == ()
+
+
+@pytest.mark.userns
+def test_where_another_has_its_containers_further_down(tmp_path):
+    """Then that namespace comes with the one above it, also where somebody lives in that."""
+    mine = Namespaces(str(tmp_path), mapped(ONE))
+    with process("--user --map-root-user", "--user --map-root-user") as deep:
+        with mine.held():
+            mine.add(deep)
+        with mine.held():
+            top, lower = mine.open_theirs()
+        assert os.path.samestat(os.fstat(lower), os.stat(f"/proc/{deep}/ns/user"))
+        assert not os.path.samestat(os.fstat(lower), os.fstat(top))
+        for namespace in (top, lower):
+            os.close(namespace)

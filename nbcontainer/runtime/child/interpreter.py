@@ -26,8 +26,10 @@ def could_be_changed(configuration: Configure) -> bool:
     return not configuration.privileged and (os.stat(_SELF).st_uid == os.geteuid() or os.access(_SELF, os.W_OK))
 
 
-def start_again(configuration: Configure, *fds: int) -> None:
-    """Execute the same program anew, with `fds` and a file of the configuration as its numbers, from a read-only mount.
+def start_again(configuration: Configure, *fds: int, further: tuple[int, ...] = ()) -> None:
+    """Execute the same program anew, from a read-only mount.
+
+    Its numbers are `fds`, a file of the configuration, and those in `further`.
 
     A command of ``/proc/self/exe`` (or a #! line of it) runs the file that the command's process was made from: ours.
     Through a mount over that file it can neither be written nor have its mode changed, whoever owns it
@@ -41,9 +43,9 @@ def start_again(configuration: Configure, *fds: int) -> None:
     memory = os.memfd_create("nbcontainer-configuration", 0)
     with open(memory, "wb", closefd=False) as file:
         file.write(encode(configuration))
-    for fd in fds:
+    for fd in (*fds, *further):
         os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's own signature
-    numbers = (str(each) for each in (*fds, memory))
+    numbers = (str(each) for each in (*fds, memory, *further))
     os.execv(interpreter, [sys.executable, *_ISOLATED, os.path.abspath(sys.argv[0]), *numbers])
 
 
@@ -61,13 +63,19 @@ def remembered(memory: int) -> Configure:
     return configuration
 
 
-def go_below() -> None:
+def go_below(lower: int = -1) -> None:
     """Enter a user and a mount namespace below the one in which this program was executed, with the same ids.
 
+    `lower` is such a user namespace, in which somebody else's containers are already; else there is a new one.
     The mount that kept the file is taken away first: as a locked one it would keep overlays from what lies around it
     (mount_namespaces(7)). The process's own hold on it stays, and is as read-only as before.
     """
     mounts.unmount(os.path.realpath(_SELF), mounts.MNT_DETACH)
+    if lower >= 0:
+        syscalls.setns(lower, processes.CLONE_NEWUSER)
+        os.close(lower)
+        syscalls.unshare(processes.CLONE_NEWNS)
+        return
     maps = {name: _same_ids(name) for name in ("uid_map", "gid_map")}
     parent = os.getpid()
     ours, theirs = os.pipe2(os.O_CLOEXEC)

@@ -59,10 +59,11 @@ _STALE = 900.0
 """Seconds after which a furnished container is not used any more: an hour later others would sweep its folder."""
 
 
-def main(fd: int, memory: int = -1) -> NoReturn:
+def main(fd: int, memory: int = -1, lower: int = -1) -> NoReturn:
     """Serve the engine at the other end of `fd` until it goes away.
 
     With `memory` this is the second life of a launcher (see `interpreter.start_again`): a file with its configuration.
+    `lower` is the user namespace in which another one has its containers, to have ours there as well.
     """
     channel = socket.socket(fileno=fd)
     os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's own signature
@@ -72,16 +73,18 @@ def main(fd: int, memory: int = -1) -> NoReturn:
             exposed = interpreter.could_be_changed(configuration)
             if exposed:
                 modules.load()
-                _enter_user_namespace(channel, configuration, shared)
-                interpreter.start_again(configuration, fd)
+                _enter_user_namespace(channel, configuration, shared[:1])
+                interpreter.start_again(configuration, fd, further=tuple(shared[1:]))
             helper = clerk.start(configuration.modules, channel)
             modules.load()
-            fds = _enter_user_namespace(channel, configuration, shared)
+            fds = _enter_user_namespace(channel, configuration, shared[:1])
+            for namespace in shared[1:]:
+                os.close(namespace)
         else:
             configuration, fds = interpreter.remembered(memory), []
             helper = clerk.start(configuration.modules, channel)
             modules.load()
-            interpreter.go_below()
+            interpreter.go_below(lower)
         _build_stage(configuration, fds)
         launcher = Launcher(channel, configuration, helper)
     except (OSError, ProtocolError) as problem:
