@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,8 +147,10 @@ def test_late_porter(exposed: Tier) -> None:
             time.sleep(patient(0.2))
             porter = porter_of(guest)
             os.kill(porter, signal.SIGSTOP)
+            later = threading.Timer(patient(0.3), os.kill, (porter, signal.SIGCONT))  # a slow end is its to tell
+            later.start()
             assert guest.exec("work", "/bin/sh", "-c", f"sleep {seconds} >/dev/null 2>&1 & :").ok
-            os.kill(porter, signal.SIGCONT)
+            later.join()
             time.sleep(patient(0.3))
             assert f"sleep {seconds}" in {each.command for each in guest.call("top", "work")}
 
