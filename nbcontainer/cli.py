@@ -47,6 +47,7 @@ _TAIL = 64 * 1024
 
 def main(words: Sequence[str] | None = None, *, make_engine: Callable[[], Engine] | None = None) -> int:
     """Carry out a command line and answer its exit code. `make_engine` is for tests."""
+    _fill_standard_streams()
     line = list(sys.argv[1:] if words is None else words)
     session = TerminalSession(make_engine or _make_engine)
     try:
@@ -59,6 +60,17 @@ def main(words: Sequence[str] | None = None, *, make_engine: Callable[[], Engine
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
+
+
+def _fill_standard_streams() -> None:
+    """Have what was closed (``>&-``) lead nowhere: nothing of ours may get its number, and nobody finds None there."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for good
 
 
 def _carry_out(session: TerminalSession, line: list[str]) -> int:

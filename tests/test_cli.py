@@ -241,3 +241,19 @@ def test_interrupt_outside_a_run_is_130():
         errors = process.stderr.read()
     assert process.returncode == 130
     assert errors == "nbcontainer: interrupted\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&-"])
+def test_closed_standard_streams(closed):
+    """What nobody wants to hear goes nowhere, and nothing else is written into a file that has its number."""
+    line = f'"$0" -m nbcontainer version {closed}'
+    done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_current_folder_that_is_gone(tmp_path):
+    """A path that is relative to nothing is a mistake in the line."""
+    line = 'mkdir gone; cd gone; rmdir ../gone; exec "$0" -I -m nbcontainer run -v ./x:/x host true'
+    done = subprocess.run(["sh", "-c", line, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("nbcontainer: the current folder has been removed; change to one that is there")

@@ -990,7 +990,7 @@ class Engine:
         """What a container of `image` is made of; pulls it when it has to."""
         session = self._connect()
         if image == host_image.HOST_IMAGE:
-            config = host_image.host_config(os.environ, os.getcwd())
+            config = host_image.host_config(os.environ, _current_folder())
             return Subject(name=image, config=config, chain=None, root=session.host_root)
         found = self._pulled(image, options.platform, options.pull, listener)
         chain = found.chain
@@ -1084,3 +1084,11 @@ def _behind(options: RunOptions | None) -> RunOptions:
     """The options of a container that runs on behind, as it comes where nothing was asked of that."""
     options = options or RunOptions()
     return dataclasses.replace(options, service=options.service or ServiceOptions())
+
+
+def _current_folder() -> str:
+    """The notebook's; ``/`` when it has been removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"

@@ -7,6 +7,7 @@ knows how to draw itself (`nbcontainer.engine.tables`), or None when everything 
 from __future__ import annotations
 
 import fnmatch
+import os
 import signal
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Literal
@@ -97,9 +98,23 @@ def dispatch(
     try:
         verb, rest = split_verb(words, session.verbs, session.door)
         arguments = parse(verb, rest, door=session.door, substitute=substitute, default_image=default_image)
+        return verb.handler(session, arguments)
     except HelpRequested as asked:
         return tables.Message(asked.text)
-    return verb.handler(session, arguments)
+    except FileNotFoundError as problem:
+        if problem.filename is None and _current_folder_is_gone():
+            raise InvalidOption(
+                "the current folder has been removed; change to one that is there, or write whole paths"
+            ) from problem
+        raise
+
+
+def _current_folder_is_gone() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def split_verb(words: Sequence[str], table: Sequence[Verb], door: Door) -> tuple[Verb, Sequence[str]]:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tests.harness.leaks import processes_below
+from tests.harness.patience import patient
 from tests.integration.tiers import wait_until
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def come_back(driver: Driver, before: dict[str, int]) -> None:
         grown.update({name: (before.get(name, 0), count) for name, count in now.items() if count > before.get(name, 0)})
         return not grown
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while not nothing_more():
         assert time.monotonic() < deadline, f"grown (before, now): {grown}"
         time.sleep(0.1)
