@@ -99,10 +99,10 @@ def _answer(session: TerminalSession, line: list[str]) -> object:
         answer = Message(overview("terminal", session.verbs))
     else:
         answer = dispatch(session, line)
-    if isinstance(answer, (Table, Report)):
-        print(worded(str(answer), "terminal"))
-    elif answer is not None and not isinstance(answer, (Shown, RunResult)):
-        print(answer)
+    if answer is not None and not isinstance(answer, (Shown, RunResult)):
+        text = worded(str(answer), "terminal") if isinstance(answer, (Table, Report)) else str(answer)
+        if text:  # nothing at all for `ps -q` without containers: scripts count lines
+            print(text)
     return answer
 
 

@@ -257,3 +257,10 @@ def test_current_folder_that_is_gone(tmp_path):
     done = subprocess.run(["sh", "-c", line, sys.executable], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("nbcontainer: the current folder has been removed; change to one that is there")
+
+
+def test_a_list_of_nothing_is_nothing(nbcontainer, engine, capsys):
+    """Scripts count lines."""
+    engine.kept = []
+    assert nbcontainer("ps", "-aq") == 0
+    assert capsys.readouterr().out == ""

@@ -20,6 +20,7 @@ __all__ = [
     "boot_id",
     "first_child",
     "has_ended",
+    "hides_processes",
     "is_ending",
     "open_child",
     "open_process",
@@ -68,6 +69,15 @@ def _stat(pid: int) -> list[str]:
 def own_pid_namespace() -> int:
     """Which pid namespace the pids we see are numbers of."""
     return os.stat("/proc/self/ns/pid").st_ino
+
+
+def hides_processes(path: str = "/proc/1/stat") -> bool:
+    """Whether /proc shows a person's own processes alone (hidepid of proc(5)): a container's are not among them."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except (FileNotFoundError, PermissionError):
+        return True
+    return False
 
 
 @functools.lru_cache(maxsize=1)

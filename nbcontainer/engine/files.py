@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from nbcontainer._linux.mounts import AT_FDCWD
 from nbcontainer.engine import inside
+from nbcontainer.engine.lifecycle import check_visible
 from nbcontainer.engine.roots import layers_of, read_only, root_of
 from nbcontainer.engine.views import Change, CopyResult
 from nbcontainer.engine.volume_use import volume_mounts
@@ -142,6 +143,7 @@ def _entered(
         if stored.fields.get("finished") is not None:
             raise Conflict(f"another copy into container {stored.id[:12]} is under way; try again when it is done")
         if not isinstance(pid, int):
+            check_visible(stored)
             raise Conflict(f"container {stored.id[:12]} is just starting; try again")
         with Joined(pid, (_MODULE,)) as joined:
             again = session.records.find(stored.id)

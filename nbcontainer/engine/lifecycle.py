@@ -80,6 +80,16 @@ def process_fields(pid: int) -> dict[str, int | str]:
     }
 
 
+def check_visible(stored: Stored) -> None:
+    """Raise `UnsupportedHost` where nobody but its own notebook can see a container's processes."""
+    if identity.hides_processes():
+        raise UnsupportedHost(
+            f"the processes of container {stored.id[:12]} cannot be seen: this machine hides those of others (hidepid"
+            " of /proc), so what is done to a running container from elsewhere cannot be; an administrator can let you"
+            " see them (gid= of proc(5)), and interrupting its cell ends it"
+        )
+
+
 class _JustEndedError(Conflict):
     """A container was to be ended, and has ended by itself meanwhile."""
 
@@ -147,7 +157,9 @@ class Lifecycle:
             process = None
             if not stored.service:
                 process = undo.enter_context(self._first_process(stored))
-            elif (now := self._halt(stored, note)) is not None:
+            elif (now := self._halt(stored, note)) is not None and identity.hides_processes():
+                control.ask(stored.directory, "end")
+            elif now is not None:
                 with contextlib.suppress(_JustEndedError):
                     process = undo.enter_context(self._first_process(now))
             yield process
@@ -257,6 +269,7 @@ class Lifecycle:
         try:
             pidfd = identity.open_process(int(pid), int(started))
         except ProcessLookupError as problem:
+            check_visible(stored)
             if self._records.await_release(stored, within=_LETTING_GO) is None:
                 raise Conflict(
                     f"container {stored.id[:12]} has ended, but its notebook has not noticed; interrupt its cell"
@@ -274,6 +287,7 @@ class Lifecycle:
         while current is not None and current.locked:
             if current.fields.get("pid") is not None:
                 return current.fields
+            check_visible(stored)
             if time.monotonic() > deadline:
                 raise Conflict(f"container {stored.id[:12]} has been starting for some time; try again")
             time.sleep(0.01)

@@ -8,10 +8,12 @@ and whoever has changed its limits since.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from typing import TYPE_CHECKING
 
 from nbcontainer._linux.cgroups import machine_hierarchies
+from nbcontainer.engine.lifecycle import check_visible
 from nbcontainer.engine.views import ContainerProcess, ContainerUsage
 from nbcontainer.errors import Conflict, InvalidOption
 from nbcontainer.model import Limits
@@ -39,6 +41,8 @@ def running_pid(stored: Stored) -> int:
     if not stored.locked:
         raise Conflict(f"container {_name(stored)} is not running; `%container ps` lists those that are")
     pid = stored.fields.get("pid")
+    if not isinstance(pid, int) or not os.path.exists(f"/proc/{pid}"):
+        check_visible(stored)
     if not isinstance(pid, int):
         raise Conflict(f"container {_name(stored)} is just starting; try again")
     return pid

@@ -131,7 +131,7 @@ class Monitor:
         stored = self._stored()
         service = Service.of(stored.fields)
         listener = control.listen(self._directory)
-        handlers = {"halt": self._halt, "attach": self._attach}
+        handlers = {"halt": self._halt, "attach": self._attach, "end": self._end_asked}
         thread = threading.Thread(target=control.serve, args=(listener, handlers), name="control", daemon=True)
         try:
             if has_terminal(stored.fields):
@@ -289,6 +289,11 @@ class Monitor:
 
     def _halt(self, message: dict[str, Any]) -> Answer:  # noqa: ARG002 - every handler has this shape
         self._halted.set()
+        return {"ok": True}, ()
+
+    def _end_asked(self, message: dict[str, Any]) -> Answer:  # noqa: ARG002 - every handler has this shape
+        """As by SIGTERM: for who cannot see the container's processes, to end them."""
+        os.kill(os.getpid(), signal.SIGTERM)
         return {"ok": True}, ()
 
     def _attach(self, message: dict[str, Any]) -> Answer:  # noqa: ARG002 - every handler has this shape
