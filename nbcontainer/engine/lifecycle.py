@@ -220,7 +220,11 @@ class Lifecycle:
                 launcher = identity.parent_of(pid)
                 yield stored, Process(pid=number, pidfd=command, first=pid, launcher=launcher, hierarchies=known)
             except ProcessLookupError as problem:
-                raise Conflict(f"container {container} has just ended by itself") from problem
+                raise Conflict(f"container {container} has just ended") from problem
+            except (Conflict, UnsupportedHost) as problem:
+                if identity.has_ended(pidfd):  # whatever was missed of it
+                    raise Conflict(f"container {container} has just ended") from problem
+                raise
             finally:
                 os.close(command)
 
