@@ -37,7 +37,7 @@ PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
 PACKAGES = (
     *("linux-image-amd64", "initramfs-tools", "kmod", "udev"),
     *("systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "apparmor"),
-    *("iproute2", "login", "passwd", "procps", "uidmap", "util-linux"),
+    *("iproute2", "login", "nftables", "passt", "passwd", "procps", "uidmap", "util-linux"),
     *("libseccomp2", "python3", "python3-venv"),
 )
 _LEFT_OUT = re.compile(r"(^|/)(\.git|\.venv|__pycache__|\.[a-z]+_cache|\.hypothesis)(/|$)")
