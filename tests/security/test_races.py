@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from nbcontainer.testing.rootfs import PYTHON
+from tests.harness.patience import patient
 from tests.integration.tiers import Driver, Raised
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def test_volume_target_swapped_by_another_container(tier: Tier, outside: Path, w
             f"cat {outside}/canary /data/place/canary 2>/dev/null; for each in /data/place/*; do echo $each; done; true"
         )
         began, started = time.monotonic(), 0
-        while time.monotonic() - began < 1.5 and started < 60:
+        while time.monotonic() - began < patient(1.5) and started < 60:
             volumes = [(shared, "/data", "rw"), (inner, "/data/place", "rw")]
             try:
                 result = tier.run(script=look, volumes=volumes)
