@@ -16,6 +16,7 @@ from nbcontainer.errors import InvalidOption
 from nbcontainer.model import VolumeMount
 from nbcontainer.testing.images import tiny_layer
 from nbcontainer.testing.rootfs import PYTHON, root_layer
+from tests.harness.patience import patient
 from tests.integration.tiers import Driver, Raised
 from tests.security.test_hostile_images import symlink
 from tests.security.test_races import SWAP, stop
@@ -86,7 +87,7 @@ def test_subpath_swapped_by_another_container(tier: Tier, outside: Path, way: st
     with tier.spawn() as attacker:
         begin_swapping(attacker, swap)
         began = time.monotonic()
-        while time.monotonic() - began < 1.5:
+        while time.monotonic() - began < patient(1.5):
             look = "cat /data/canary 2>/dev/null; ls -a /data"
             seen.add(attack(tier, script=look, mounts=[at("/data", subpath="place")]))
         stop(attacker)
@@ -104,7 +105,7 @@ def test_place_in_a_volume_swapped(tier: Tier, outside: Path, way: str) -> None:
         begin_swapping(attacker, swap)
         look = f"cat {outside}/canary /data/place/canary 2>/dev/null; ls /data/place; true"
         began = time.monotonic()
-        while time.monotonic() - began < 1.5:
+        while time.monotonic() - began < patient(1.5):
             found = attack(tier, script=look, mounts=[at("/data/place", "inner"), at("/data")])
             assert CANARY not in found
         stop(attacker)
