@@ -18,6 +18,8 @@ from tests.harness.patience import patient
 
 __all__ = ["PROBED", "absence", "feature"]
 
+_FOR_ROOT = ("/usr/sbin", "/sbin")
+"""Where a distribution has nft, whose users have that on no PATH; this package looks there, too."""
 _PEERS = ("docker", "skopeo", "umoci", "docker-registry", "mmdebstrap")
 
 
@@ -70,7 +72,8 @@ def _network() -> str:
 
 
 def _peers(*names: str) -> str:
-    missing = [name for name in names or _PEERS if not shutil.which(name)]
+    path = os.pathsep.join((os.environ.get("PATH", os.defpath), *_FOR_ROOT))
+    missing = [name for name in names or _PEERS if not shutil.which(name, path=path)]
     return f"needs {', '.join(missing)} on PATH." if missing else ""
 
 

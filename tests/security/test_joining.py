@@ -138,6 +138,7 @@ def porter_of(guest: Driver) -> int:
     raise AssertionError("there is no porter with a door and a joiner")
 
 
+@pytest.mark.root  # to tell a porter by its children's namespaces
 @OWN_TIER
 def test_late_porter(exposed: Tier) -> None:
     """A command that has ended by itself leaves behind what it left behind, also when its porter hears of that late."""
@@ -155,6 +156,7 @@ def test_late_porter(exposed: Tier) -> None:
             assert f"sleep {seconds}" in {each.command for each in guest.call("top", "work")}
 
 
+@pytest.mark.root  # to tell a porter by its children's namespaces
 @OWN_TIER
 def test_porter_killed_before_it_has_heard(exposed: Tier) -> None:
     """A command ends with its porter, even with one that was hung when it began."""
