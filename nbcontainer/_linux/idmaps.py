@@ -38,7 +38,7 @@ _FIXED_TOP = 0x70000000
 """One past systemd's range for container ids, 0x80000..0x6FFFFFFF (systemd.io/UIDS-GIDS): taken from the top, because
 useradd hands out subordinate ids from the bottom."""
 
-_CAP_SYS_ADMIN = 21
+_OF_ROOT = 1 << 21 | 1 << 19  # CAP_SYS_ADMIN, CAP_SYS_PTRACE of capabilities(7)
 _EVERY_ID = "0 0 4294967295"
 """The uid_map of the initial user namespace (user_namespaces(7))."""
 
@@ -219,9 +219,9 @@ def small_text(path: str) -> str:
 
 
 def _may_mount() -> bool:
-    """Whether we have CAP_SYS_ADMIN, which docker and podman take from root of a container (capabilities(7))."""
+    """Whether we may, and may look at processes with other ids: docker and podman take both rights from their root."""
     found = re.search(r"^CapEff:\s*([0-9a-f]+)$", small_text("/proc/self/status"), re.MULTILINE)
-    return found is None or bool(int(found[1], 16) >> _CAP_SYS_ADMIN & 1)
+    return found is None or int(found[1], 16) & _OF_ROOT == _OF_ROOT
 
 
 def _helpers_found() -> bool:

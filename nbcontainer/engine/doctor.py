@@ -60,8 +60,8 @@ _RANGE = Tier(
 )
 _OUTER = Tier(
     name="root of an outer container",
-    limits="Containers have users of their own, and their root is you, as a user's is: without CAP_SYS_ADMIN no files"
-    " can be shown with other owners. Nor can network links be made here.",
+    limits="Containers have users of their own, and their root is you, as a user's is: without CAP_SYS_ADMIN and"
+    " CAP_SYS_PTRACE no files can be shown with other owners. Nor can network links be made here.",
 )
 _SINGLE = Tier(
     name="user with a single id",

@@ -136,7 +136,10 @@ def plan_as_root(cloned: Sequence[str], writable: str, hidden: Sequence[str]) ->
 
 
 def plan_as_user(points: Sequence[MountPoint], writable: str, hidden: Sequence[str]) -> tuple[Mount, ...]:
-    """A fresh root with an overlay per folder of ``/``; a folder that has mounts inside is entered instead."""
+    """A fresh root with an overlay per folder of ``/``; a folder that has mounts inside is entered instead.
+
+    Files in a folder that is entered are shown one by one, and read-only.
+    """
     mounted = tuple(point.path for point in points)
     layers: list[Mount] = [Mount(kind="tmpfs", target="/")]
     _plan_folder("/", mounted, writable, layers, depth=0)
@@ -160,6 +163,8 @@ def _plan_folder(folder: str, mounted: Sequence[str], writable: str, layers: lis
                     number = len(layers)
                     upper, work = f"{writable}/upper/{number}", f"{writable}/work/{number}"
                     layers.append(Mount(kind="overlay", target=path, lower=(path,), upper=upper, work=work))
+            elif entry.is_file() and os.access(path, os.R_OK):
+                layers.append(Mount(kind="bind", target=path, source=path, read_only=True))
 
 
 def _replaced(path: str) -> bool:

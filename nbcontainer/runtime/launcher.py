@@ -400,6 +400,8 @@ class Launcher:
         userns = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
         try:
             for path in self._settings.host_paths:
+                if not os.path.isdir(path):  # a mounted file, as /etc/hosts in an outer container
+                    continue
                 try:
                     clones.append(shifted_clone(path, userns, recursive=False))
                     cloned.append(path)

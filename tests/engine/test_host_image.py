@@ -68,7 +68,7 @@ def test_plan_as_root() -> None:
 
 
 def test_plan_as_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fresh root; links as links, a folder as an overlay, one with mounts inside entered, hidden ones left out."""
+    """A fresh root; links as links, a folder as an overlay, one with mounts inside entered; hidden ones left out."""
     for name in ("usr/lib", "home/me", "home/disk", "proc", "sys", "dev", "run", "tmp", "deep/a/b/c/d/mounted"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "bin").symlink_to("usr/bin")
@@ -95,6 +95,7 @@ def test_plan_as_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("tmpfs", "/deep/a"),
         ("tmpfs", "/deep/a/b"),
         ("bind", "/deep/a/b/c"),
+        ("bind", "/file"),
         ("tmpfs", "/home"),
         ("overlay", "/home/disk"),
         ("overlay", "/home/me"),
@@ -103,9 +104,10 @@ def test_plan_as_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     uppers = [m.upper for m in planned if m.kind == "overlay"]
     assert len(set(uppers)) == 3
-    (bind,) = [m for m in planned if m.kind == "bind"]
-    assert bind.read_only
-    assert bind.recursive
+    folder, file = (m for m in planned if m.kind == "bind")
+    assert folder.read_only
+    assert file.read_only
+    assert folder.recursive
 
 
 def test_secrets() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from nbcontainer._linux import mounts
 from nbcontainer.engine.host_image import secrets
 
 if TYPE_CHECKING:
@@ -137,3 +139,25 @@ def test_starts_where_the_notebook_is(driver: Driver, home: Path) -> None:
     driver.begin("chdir", path=str(home / "open"))
     driver.finish()
     assert driver.run(script="pwd; cat file", image="host").stdout == f"{home}/open\nfor everybody"
+
+
+@pytest.mark.root
+def test_file_that_is_mounted(tier: Tier) -> None:
+    """A machine that is itself a container has files mounted over files; those around them are shown, too."""
+    folder = Path(f"/srv/nbcontainer-{tier.name}-{os.getpid()}")
+    folder.mkdir()
+    mounted = folder / "mounted"
+    try:
+        for name in ("mounted", "beside", "over"):
+            (folder / name).write_text(f"{name}\n")
+        mounts.mount(str(folder / "over"), str(mounted), "", mounts.MS_BIND)
+        with tier.spawn(root=str(tier.folder("store"))) as driver:
+            shown = driver.run("cat", str(folder / "beside"), image="host")
+            assert shown.stdout == "beside\n", shown
+            if not tier.privileged:
+                assert driver.run("cat", str(mounted), image="host").stdout == "over\n"
+                assert not driver.run("sh", "-c", f"echo x > {folder}/beside", image="host").ok
+    finally:
+        with contextlib.suppress(OSError):
+            mounts.unmount(str(mounted))
+        shutil.rmtree(folder)
