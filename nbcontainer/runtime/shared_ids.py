@@ -8,7 +8,7 @@ A launcher whose program could be changed by its containers has them in a namesp
 executed (`runtime.child.interpreter`). A second one of that kind joins it there, too.
 
 A list of the launchers that live is kept in the store; a lock is held while one of them joins or begins. Whoever keeps
-the networks of their containers is in it, too: it outlives the last launcher for some seconds, and can move links only
+the networks of their containers is in it, too: it outlives the last launcher for a second, and can move links only
 into network namespaces of the user namespace that it lives in.
 """
 
