@@ -67,7 +67,9 @@ def _fill_standard_streams() -> None:
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             fd = os.open(os.devnull, os.O_RDWR)
-            if fd != number:
+            if fd == number:
+                os.set_inheritable(fd, True)  # noqa: FBT003 - the standard library's own signature
+            else:
                 os.dup2(fd, number)
                 os.close(fd)
             setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for good

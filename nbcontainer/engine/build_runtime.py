@@ -88,7 +88,7 @@ class BuildRuntime:
         made, self._made = self._made, None
         self.stands.close()
         if made is not None:
-            made.close()
+            made.close(for_good=True)
 
     def _forget_timer(self) -> None:
         if self._timer is not None:

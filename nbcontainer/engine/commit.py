@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbcontainer.engine.files import call_streaming, task
 from nbcontainer.engine.host_image import HOST_IMAGE
-from nbcontainer.engine.roots import layers_of
+from nbcontainer.engine.roots import check_ids, layers_of
 from nbcontainer.errors import ImageNotFound, InvalidImage, InvalidInput, InvalidReference, NotFound, StorageError
 from nbcontainer.images.changes import changed
 from nbcontainer.images.committing import Committer, checked_config, config_of, config_with_layer
@@ -95,6 +95,7 @@ def _base(session: Session, stored: Stored) -> Image:
             "a container of the host image stands on this machine's own root, which is no image that could be extended;"
             " diff shows what it changed, cp and export take it out"
         )
+    check_ids(session, stored)
     chain = Digest.parse(chain_text)
     with contextlib.suppress(ImageNotFound, InvalidReference, StorageError, InvalidImage):
         named = session.library.find(str(stored.fields.get("image", "")))

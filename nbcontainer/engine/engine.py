@@ -913,7 +913,7 @@ class Engine:
         """End every container of this engine and its launcher; safe twice."""
         with self._lock:
             if self._session is not None:
-                self._session.close()
+                self._session.close(for_good=True)
                 self._session = None
 
     def __enter__(self) -> Self:

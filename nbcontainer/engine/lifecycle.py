@@ -158,7 +158,8 @@ class Lifecycle:
             if not stored.service:
                 process = undo.enter_context(self._first_process(stored))
             elif (now := self._halt(stored, note)) is not None and identity.hides_processes():
-                control.ask(stored.directory, "end")
+                with contextlib.suppress(control.NoMonitor):  # it is leaving
+                    control.ask(stored.directory, "end")
             elif now is not None:
                 with contextlib.suppress(_JustEndedError):
                     process = undo.enter_context(self._first_process(now))

@@ -496,11 +496,12 @@ def _fields(fd: int) -> dict[str, Any] | None:
     """
     found = _parsed(fd)
     if found is None:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _lock_request(fcntl.F_RDLCK))
+        again = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)  # a description of its own: so is its lock
         try:
-            found = _parsed(fd)
+            fcntl.fcntl(again, fcntl.F_OFD_SETLKW, _lock_request(fcntl.F_RDLCK))
+            found = _parsed(again)
         finally:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _lock_request(fcntl.F_UNLCK))
+            os.close(again)
     return found
 
 

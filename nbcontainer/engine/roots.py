@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbcontainer.engine.records import Stored
     from nbcontainer.engine.session import Session
 
-__all__ = ["layers_of", "read_only", "root_of", "saved_root"]
+__all__ = ["check_ids", "layers_of", "read_only", "root_of", "saved_root"]
 
 _KEPT = ("kind", "target", "source", "lower", "upper", "work", "read_only", "recursive", "idmapped", "size", "mode")
 
@@ -39,8 +39,19 @@ def saved_root(root: Sequence[Mount], directory: str) -> list[dict[str, Any]]:
     return saved
 
 
+def check_ids(session: Session, stored: Stored) -> None:
+    """Raise `UnsupportedHost` for a container whose files have other owners outside than those of ours would."""
+    ids = stored.fields.get("ids", session.id_map.key)
+    if ids != session.id_map.key:
+        raise UnsupportedHost(
+            f"the files of container {stored.id[:12]} were written with other user ids ({ids}) than containers have now"
+            f" ({session.id_map.key}); go back to whom started it, or give /etc/subuid and /etc/subgid that range again"
+        )
+
+
 def root_of(session: Session, stored: Stored) -> tuple[Mount, ...]:
     """The mounts that make a container's root, as they were when it was started."""
+    check_ids(session, stored)
     directory = stored.directory
     chain = stored.fields.get("chain")
     if chain:

@@ -20,7 +20,7 @@ from nbcontainer.engine.ending import Note
 from nbcontainer.engine.lifecycle import process_fields
 from nbcontainer.engine.networking import check_networking, resolved_networking
 from nbcontainer.engine.results import Ran, bad_end, result_of, start_error
-from nbcontainer.engine.roots import root_of, saved_root
+from nbcontainer.engine.roots import check_ids, root_of, saved_root
 from nbcontainer.engine.saved import saved_spec, spec_of
 from nbcontainer.engine.service import service_fields
 from nbcontainer.engine.successors import new_container_id
@@ -161,6 +161,7 @@ def _fields_of(
         "name": options.name,
         "image": subject.name,
         "chain": str(subject.chain or ""),
+        "ids": session.id_map.key,
         "command": list(spec.argv),
         "title": _title(request.script),
         "created": time.time(),
@@ -187,6 +188,7 @@ def place_again(
     `record` is for who has hold of it already.
     """
     started = time.monotonic()
+    check_ids(session, stored)
     spec = spec_of(stored)
     check_limits(spec.limits, frozenset(os.sched_getaffinity(0)))
     check_input(stdin, terminal=spec.terminal)
@@ -265,6 +267,7 @@ def _spec(
         volumes=session.volumes.directory,
         host_resolv_conf=resolv_conf() if options.network == "host" else "",
         single_id=session.id_map.single,
+        root_is_root=session.id_map.uids[0].outside == 0,
     )
     mounts = (*subject.mounts, *spec.mounts)
     return dataclasses.replace(spec, mounts=mounts, scratch="" if keep else directory, generation=subject.generation)

@@ -13,7 +13,7 @@ from nbcontainer.engine.networking import Networks
 from nbcontainer.engine.records import ContainerRecords
 from nbcontainer.engine.successors import Successors
 from nbcontainer.engine.volume_use import used_volumes
-from nbcontainer.errors import NbcontainerError, StorageError, UnsupportedHost
+from nbcontainer.errors import Conflict, NbcontainerError, StorageError, UnsupportedHost
 from nbcontainer.images.library import Library
 from nbcontainer.layers.overlay import OverlaySnapshotter
 from nbcontainer.layers.remove import remove_entry
@@ -187,7 +187,8 @@ class Session:
                 with contextlib.suppress(OSError, StorageError):  # what cannot be removed stays for the next sweep
                     remove_entry(parent, os.fsencode(os.path.basename(path)))
             else:
-                self.runtime.call(_REMOVE, {"name": os.path.basename(path)}, (parent,))
+                with contextlib.suppress(Conflict):  # closed meanwhile: likewise
+                    self.runtime.call(_REMOVE, {"name": os.path.basename(path)}, (parent,))
         finally:
             os.close(parent)
 
@@ -210,10 +211,10 @@ class Session:
                 self._remove_tree(directory)
         self.volumes.sweep()
 
-    def close(self) -> None:
-        """End everything; safe twice."""
+    def close(self, *, for_good: bool = False) -> None:
+        """End everything; safe twice. `for_good` nothing is started any more, though something may still be at work."""
         self.build_runtime.close()
-        self.runtime.close()
+        self.runtime.close(for_good=for_good)
         self.networks.close()
 
 

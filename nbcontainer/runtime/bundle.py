@@ -41,10 +41,11 @@ def bundle(
     volumes: str = "",
     host_resolv_conf: str = "",
     single_id: bool = False,
+    root_is_root: bool = False,
 ) -> ContainerSpec:
     """Everything a driver needs to run this container; raise `InvalidOption` for what cannot be.
 
-    `volumes` is the folder in which those of the store lie.
+    `volumes` is the folder in which those of the store lie. `root_is_root` where container root has the machine's id 0.
     """
     network = options.network or "none"
     hostname = options.hostname or container[:12]
@@ -76,7 +77,7 @@ def bundle(
         mounts=_mounts(options, volumes, idmapped=idmapped_binds),
         network=network,
         networking=options.networking,
-        capabilities=_capabilities(options, root),
+        capabilities=_capabilities(options, root, root_is_root=root_is_root),
         no_new_privileges=_no_new_privileges(options, single_id=single_id),
         seccomp=options.seccomp or "default",
         limits=options.limits,
@@ -150,14 +151,21 @@ def terminal_default(environment: Sequence[str], *, terminal: bool) -> Sequence[
     return ("TERM=xterm", *environment)
 
 
-def _capabilities(options: RunOptions, root: Sequence[Mount]) -> tuple[str, ...]:
+def _capabilities(options: RunOptions, root: Sequence[Mount], *, root_is_root: bool) -> tuple[str, ...]:
     """The capabilities asked for, unless one would undo what this container is to be kept from.
 
     All of them count in the container's user namespace only. But with SYS_ADMIN there it may unmount and remount, and
-    that is how the host image hides keys and how a volume is read-only.
+    that is how the host image hides keys and how a volume is read-only. And where container root is the machine's id 0,
+    it is all that keeps it from /proc/sys: there the kernel asks for that id, and for no capability.
     """
     chosen = chosen_capabilities(options.cap_add, options.cap_drop)
     if "SYS_ADMIN" in chosen:
+        if root_is_root:
+            raise InvalidOption(
+                "CAP_SYS_ADMIN cannot be had here: as root of an outer container you are container root, and with it a"
+                " container could write this machine's settings in /proc/sys; add only the capabilities you need, or"
+                " start as another user"
+            )
         if any(mount.kind == "mask" for mount in root):
             raise InvalidOption(
                 "CAP_SYS_ADMIN cannot be had on the host image: it could take off the covers that hide this machine's"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from nbcontainer._linux.cgroups import machine_hierarchies, membership
 from nbcontainer._linux.values import replaced
-from nbcontainer.errors import InvalidOption, UnsupportedHost
+from nbcontainer.errors import Conflict, InvalidOption, UnsupportedHost
 from nbcontainer.model import Limits
 from nbcontainer.runtime.capabilities import DEFAULT_CAPABILITIES, capability_numbers
 from nbcontainer.runtime.devices import device_nodes
 from nbcontainer.runtime.groups import group_in, make_group, places_in
-from nbcontainer.runtime.launcher import Launcher, LauncherSettings
+from nbcontainer.runtime.launcher import CLOSED, Launcher, LauncherSettings
 from nbcontainer.runtime.lent import LentNetwork
 from nbcontainer.runtime.protocol import Expect, Room, Run, Visit
 from nbcontainer.runtime.resources import Borrowed
@@ -144,6 +144,7 @@ class NativeRuntime:
         self._host_paths = host_paths
         self._pids_limit = pids_limit
         self._launcher_made: Launcher | None = None
+        self._over = False
         self._making = threading.Lock()
         self._visitors = Visitors(lambda: self._launcher.configuration)
 
@@ -154,6 +155,8 @@ class NativeRuntime:
 
     def _made(self) -> Launcher:
         if self._launcher_made is None:
+            if self._over:
+                raise Conflict(CLOSED)
             cache = os.path.join(self._store, "cache")
             names = frozenset(DEFAULT_CAPABILITIES)
             program = compiled_profile(cache, names, pretend_owners=self._id_map.single)
@@ -350,11 +353,14 @@ class NativeRuntime:
         """How many launchers have died without being told to (see `Launcher.deaths`)."""
         return self._launcher_made.deaths if self._launcher_made else 0
 
-    def close(self) -> None:
-        """See `Runtime.close`."""
+    def close(self, *, for_good: bool = False) -> None:
+        """See `Runtime.close`; `for_good` nothing begins anew."""
         self._visitors.close()
-        if self._launcher_made is not None:
-            self._launcher_made.close()
+        with self._making:
+            self._over = self._over or for_good
+            launcher = self._launcher_made
+        if launcher is not None:
+            launcher.close(for_good=for_good)
 
 
 def _room(spec: ContainerSpec, stage: Stage, outside_mounts: tuple[int, ...] = (), device_nodes: int = -1) -> Room:

@@ -22,7 +22,7 @@ from nbcontainer import errors
 from nbcontainer._linux import idmaps, mounts
 from nbcontainer._linux.cgroups import machine_hierarchies
 from nbcontainer._linux.values import replaced
-from nbcontainer.errors import InvalidOption, NbcontainerError, UnsupportedHost
+from nbcontainer.errors import Conflict, InvalidOption, NbcontainerError, UnsupportedHost
 from nbcontainer.runtime import cgroups
 from nbcontainer.runtime.connection import Connection
 from nbcontainer.runtime.freezer import freezer_prefix
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from nbcontainer.runtime.groups import Group
 
 __all__ = [
+    "CLOSED",
     "Launcher",
     "LauncherSettings",
     "child_environment",
@@ -63,6 +64,8 @@ __all__ = [
     "shifted_clone",
     "write_id_map",
 ]
+
+CLOSED = "the engine has been closed, and what was at work in it has ended"
 
 _START_TIMEOUT = 20.0
 _DYING = 2.0
@@ -109,6 +112,7 @@ class Launcher:
         self._settings = settings
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._over = False
         self._channel: socket.socket | None = None
         self._cgroup = ""
         self._freezer = ""
@@ -270,9 +274,10 @@ class Launcher:
                 self._deaths += 1
             return self._deaths
 
-    def close(self) -> None:
-        """End the launcher and everything below it."""
+    def close(self, *, for_good: bool = False) -> None:
+        """End the launcher and everything below it; `for_good` it is not started again, whoever is still at work."""
         with self._lock:
+            self._over = self._over or for_good
             self._stop()
 
     def _request(
@@ -297,6 +302,8 @@ class Launcher:
 
     def _ensure(self) -> socket.socket:
         with self._lock:
+            if self._over:
+                raise Conflict(CLOSED)
             if self._channel is None:
                 try:
                     self._channel = self._start()
@@ -343,33 +350,32 @@ class Launcher:
             with open(os.path.join(self._cgroup, "cgroup.procs"), "w", encoding="ascii") as file:
                 file.write(str(self._process.pid))
         configuration = settings.configuration(cgroup=self._cgroup, freezer=self._freezer)
-        pid = self._settle_ids(channel, configuration)
-        clones = self._clones(pid) if configuration.privileged else []
-        try:
-            send(channel, Mapped(), tuple(clones))
-        finally:
-            for fd in clones:
-                os.close(fd)
-        self._expect(channel, Ready)
+        namespaces = Namespaces(settings.store, settings.id_map)
+        with namespaces.held():  # until it is below: who looks earlier would not find where its containers will be
+            pid = self._settle_ids(channel, configuration, namespaces)
+            clones = self._clones(pid) if configuration.privileged else []
+            try:
+                send(channel, Mapped(), tuple(clones))
+            finally:
+                for fd in clones:
+                    os.close(fd)
+            self._expect(channel, Ready)
 
-    def _settle_ids(self, channel: socket.socket, configuration: Configure) -> int:
+    def _settle_ids(self, channel: socket.socket, configuration: Configure, namespaces: Namespaces) -> int:
         """Have the launcher join the user namespace of one that lives, or make its own and get its maps; its pid."""
         assert self._process is not None
-        settings = self._settings
-        namespaces = Namespaces(settings.store, settings.id_map)
-        with namespaces.held():
-            shared = namespaces.open_theirs()
-            try:
-                send(channel, configuration, shared)
-                pid: int = self._expect(channel, Unshared).pid
-            finally:
-                for namespace in shared:
-                    os.close(namespace)
-            if pid != self._process.pid:
-                raise ProtocolError("the launcher is in another pid namespace")
-            if not shared:
-                write_id_map(pid, settings.id_map)
-            namespaces.add(pid)
+        shared = namespaces.open_theirs()
+        try:
+            send(channel, configuration, shared)
+            pid: int = self._expect(channel, Unshared).pid
+        finally:
+            for namespace in shared:
+                os.close(namespace)
+        if pid != self._process.pid:
+            raise ProtocolError("the launcher is in another pid namespace")
+        if not shared:
+            write_id_map(pid, self._settings.id_map)
+        namespaces.add(pid)
         return pid
 
     def remember(self, pid: int) -> None:

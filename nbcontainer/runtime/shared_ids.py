@@ -31,6 +31,8 @@ __all__ = ["Namespaces", "top_namespace"]
 
 _FILE = "launchers.json"
 _LARGEST = 1 << 20
+_MOST_ELSEWHERE = 50
+"""Entries of other pid namespaces (a container that shares the store) that are kept: nobody here sees who lives."""
 _NS_GET_PARENT = 0xB702  # ioctl_nsfs(2)
 
 
@@ -87,7 +89,7 @@ class Namespaces:
                     lower = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
                 finally:
                     os.close(process)
-                if not os.path.samestat(os.fstat(lower), os.fstat(found[0])):
+                if _is_below(lower, found[0]):
                     return (*found, lower)
                 os.close(lower)
         return found
@@ -95,17 +97,35 @@ class Namespaces:
     def add(self, pid: int) -> None:
         """Another one lives now."""
         with contextlib.suppress(OSError):
+            here = identity.own_pid_namespace()
             known = [*self._living(), (pid, identity.start_time(pid), self._key)]
-            data = json.dumps([[*each, identity.own_pid_namespace()] for each in known]).encode()
+            elsewhere = [each for each in self._listed() if each[3] != here][-_MOST_ELSEWHERE:]
+            data = json.dumps([*elsewhere, *([*each, here] for each in known)]).encode()
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, data, 0)
 
     def _living(self) -> list[tuple[int, int, str]]:
         found = []
-        with contextlib.suppress(ValueError, TypeError):
-            here = identity.own_pid_namespace()
-            for pid, started, key, namespace in json.loads(os.pread(self._fd, _LARGEST, 0) or b"[]"):
-                with contextlib.suppress(OSError):
-                    if namespace == here and identity.start_time(int(pid)) == started:
-                        found.append((int(pid), int(started), str(key)))
+        here = identity.own_pid_namespace()
+        for pid, started, key, namespace in self._listed():
+            with contextlib.suppress(OSError):
+                if namespace == here and identity.start_time(pid) == started:
+                    found.append((pid, started, key))
         return found
+
+    def _listed(self) -> list[tuple[int, int, str, int]]:
+        with contextlib.suppress(ValueError, TypeError):
+            rows = json.loads(os.pread(self._fd, _LARGEST, 0) or b"[]")
+            return [(int(pid), int(started), str(key), int(where)) for pid, started, key, where in rows]
+        return []
+
+
+def _is_below(lower: int, top: int) -> bool:
+    """Whether one user namespace is just below another."""
+    with contextlib.suppress(OSError):
+        above = fcntl.ioctl(lower, _NS_GET_PARENT)
+        try:
+            return os.path.samestat(os.fstat(above), os.fstat(top))
+        finally:
+            os.close(above)
+    return False

@@ -335,8 +335,8 @@ class VolumeStore:
         return aside
 
     def _check_removable(self, volume: Volume) -> None:
-        """Raise for files of ids that we can do nothing to; the machine's root can always."""
-        if self._owner is None and not self.is_ours(volume) and os.geteuid() != 0:
+        """Raise for files of ids that we can do nothing to; root that has containers of other ids can always."""
+        if self._owner is None and not self.is_ours(volume):
             raise UnsupportedHost(
                 f"volume {volume.name} cannot be removed: its files were written with other user ids ({volume.ids})"
                 f" than containers have now ({self._ids}); give /etc/subuid and /etc/subgid that range again, or have"

@@ -105,6 +105,28 @@ def test_verbs(outer: Tier) -> None:
     wait_until(lambda: outer.containers() == [])
 
 
+def test_right_to_mount_is_refused(outer: Tier) -> None:
+    """Container root has this machine's id 0, which alone may write /proc/sys: the cover over that must stay."""
+    with pytest.raises(Raised, match="CAP_SYS_ADMIN cannot be had here"):
+        outer.run("true", cap_add=("SYS_ADMIN",))
+    script = (
+        "echo x > /proc/sys/kernel/core_pattern || mount -o remount,rw /proc/sys || umount /proc/sys || echo closed"
+    )
+    assert outer.run(script=script, seccomp="unconfined").stdout == "closed\n"
+
+
+def test_container_of_other_ids(tier: Tier, outer: Tier) -> None:
+    """What root of the machine has left in the same store is not taken for its own: the owners would be others."""
+    with tier.spawn(root=outer.store) as machine:
+        machine.run("touch", "/mine", name="kept")
+    for verb, arguments in (("start", ()), ("commit", ("mine:1",)), ("diff", ())):
+        with pytest.raises(Raised, match="were written with other user ids"):
+            outer.driver.call(verb, "kept", *arguments)
+    with tier.spawn(root=outer.store) as machine:
+        assert machine.start("kept").ok
+        machine.call("remove_container", "kept")
+
+
 def test_network_of_another_launchers_container(outer: Tier) -> None:
     """Its Python is root's own, so containers are a namespace further down; those of several launchers in the same."""
     options = RunOptions(name="web", service=ServiceOptions(), network="none")

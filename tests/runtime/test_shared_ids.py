@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 from typing import TYPE_CHECKING
@@ -95,3 +96,29 @@ def test_where_another_has_its_containers_further_down(tmp_path):
         assert not os.path.samestat(os.fstat(lower), os.fstat(top))
         for namespace in (top, lower):
             os.close(namespace)
+
+
+@pytest.mark.userns
+def test_namespaces_of_two_families_are_not_mixed(tmp_path):
+    """What comes second lies below what comes first, whoever else is in the list."""
+    mine = Namespaces(str(tmp_path), mapped(ONE))
+    with process("--user --map-root-user") as first, process(*["--user --map-root-user"] * 2) as deep:
+        with mine.held():
+            mine.add(first)
+            mine.add(deep)
+        with mine.held():
+            (top,) = mine.open_theirs()
+        assert os.path.samestat(os.fstat(top), os.stat(f"/proc/{first}/ns/user"))
+        os.close(top)
+
+
+def test_who_lives_elsewhere_stays_in_the_list(tmp_path):
+    """A store may be shared with a container: its pids say nothing here, and ours say nothing there."""
+    elsewhere = [7, 8, "key", 4]
+    (tmp_path / "launchers.json").write_text(json.dumps([elsewhere]), encoding="utf-8")
+    mine = Namespaces(str(tmp_path), mapped(ONE))
+    with mine.held():
+        mine.add(os.getpid())
+    listed = json.loads((tmp_path / "launchers.json").read_text(encoding="utf-8"))
+    assert listed[0] == elsewhere
+    assert [each[0] for each in listed] == [7, os.getpid()]

@@ -68,10 +68,11 @@ class Clerk:
         self._removals.close()
 
 
-def start(names: Iterable[str], channel: socket.socket) -> Clerk:
+def start(names: Iterable[str], channel: socket.socket, *others: int) -> Clerk:
     """Fork a clerk for tasks of these modules; it waits for `Clerk.join`.
 
-    It lets go of the launcher's `channel`: whoever kept that open would keep the engine from hearing of our end.
+    It lets go of the launcher's `channel`: whoever kept that open would keep the engine from hearing of our end. So it
+    does of `others`, descriptors that are the launcher's alone.
     """
     requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     removals, taken = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -83,6 +84,8 @@ def start(names: Iterable[str], channel: socket.socket) -> Clerk:
     try:
         for ours in (channel, requests, removals):
             ours.close()
+        for fd in others:
+            os.close(fd)
         _serve(theirs, taken, names)
     finally:
         os._exit(1)

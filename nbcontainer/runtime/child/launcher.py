@@ -75,14 +75,14 @@ def main(fd: int, memory: int = -1, lower: int = -1) -> NoReturn:
                 modules.load()
                 _enter_user_namespace(channel, configuration, shared[:1])
                 interpreter.start_again(configuration, fd, further=tuple(shared[1:]))
+            for namespace in shared[1:]:
+                os.close(namespace)
             helper = clerk.start(configuration.modules, channel)
             modules.load()
             fds = _enter_user_namespace(channel, configuration, shared[:1])
-            for namespace in shared[1:]:
-                os.close(namespace)
         else:
             configuration, fds = interpreter.remembered(memory), []
-            helper = clerk.start(configuration.modules, channel)
+            helper = clerk.start(configuration.modules, channel, *([lower] if lower >= 0 else []))
             modules.load()
             interpreter.go_below(lower)
         _build_stage(configuration, fds)
