@@ -207,7 +207,11 @@ class Lifecycle:
         Raises `Conflict` for a container that does not run, is paused, or does not get ready in time.
         """
         stored = self._running(container)
-        with self._first_process(stored) as (pid, pidfd):
+        with contextlib.ExitStack() as undo:
+            try:
+                pid, pidfd = undo.enter_context(self._first_process(stored))
+            except ContainerNotFound as problem:  # thrown away, record and all
+                raise Conflict(f"container {container} has just ended") from problem
             known = machine_hierarchies()
             if freezer.is_paused(pid, known):
                 raise Conflict(f"container {container} is paused; `%container unpause {container}` lets it go on")
