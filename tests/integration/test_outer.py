@@ -141,6 +141,16 @@ def test_network_of_another_launchers_container(outer: Tier) -> None:
     outer.driver.call("remove_container", "web", force=True)
 
 
+def test_launchers_that_start_together(outer: Tier) -> None:
+    """Two that begin at once have their containers in the same namespace, too: the second waits until the first has."""
+    with outer.spawn() as first, outer.spawn() as second:
+        for driver in (first, second):
+            driver.begin_run(script="readlink /proc/self/ns/user")
+        first.finish()
+        second.finish()
+        assert first.output["stdout"] == second.output["stdout"] != b""
+
+
 @pytest.mark.parametrize("outer", [(sys.executable, "-c", FILTER)], indirect=True, ids=["filtered"])
 def test_name_of_the_outer_container(outer: Tier) -> None:
     """Podman's filter lets nobody name himself: the name stays that of the outer container, unless one was asked for."""
