@@ -210,7 +210,7 @@ class Lifecycle:
         with contextlib.ExitStack() as undo:
             try:
                 pid, pidfd = undo.enter_context(self._first_process(stored))
-            except ContainerNotFound as problem:  # thrown away, record and all
+            except (ContainerNotFound, _JustEndedError) as problem:  # perhaps thrown away, record and all
                 raise Conflict(f"container {container} has just ended") from problem
             known = machine_hierarchies()
             if freezer.is_paused(pid, known):
