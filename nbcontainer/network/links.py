@@ -30,6 +30,7 @@ from nbcontainer.network.netlink import (
     new_route,
     refusal,
     set_up,
+    taken_away,
 )
 from nbcontainer.network.plan import SERVER_ADDRESS, mac_of
 
@@ -223,6 +224,11 @@ class Ends:
     def close(self) -> None:
         """Close its sockets."""
         self._netlink.close()
+
+    def make_room(self, name: str) -> None:
+        """Take away a link by this name: the kernel has not come yet to what a keeper that was killed has left."""
+        if self._is_there(name):
+            self._netlink.carry_out(taken_away(f"taking {name} away", index=self._netlink.index(name)))
 
     def free_name(self) -> str:
         """The first of eth0, eth1, … that is not there."""

@@ -40,6 +40,7 @@ __all__ = [
     "new_route",
     "refusal",
     "set_up",
+    "taken_away",
 ]
 
 _ASKED = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
@@ -173,6 +174,13 @@ def set_up(what: str, *, index: int) -> Request:
     message["index"] = index
     message["flags"] = message["change"] = _UP
     return Request(what=what, kind=rtnl.RTM_NEWLINK, flags=_ASKED, message=message)
+
+
+def taken_away(what: str, *, index: int) -> Request:
+    """Have the link with this number gone, and its other end with it; it may be already."""
+    message = ifinfmsg()
+    message["index"] = index
+    return Request(what=what, kind=rtnl.RTM_DELLINK, flags=_ASKED, message=message, tolerated={errno.ENODEV})
 
 
 def new_address(what: str, *, index: int, address: str, length: int) -> Request:

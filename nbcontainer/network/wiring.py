@@ -184,7 +184,9 @@ def connect_container(
     with inside(namespace):
         within = Ends()
     try:
-        if not first:
+        if first:
+            within.make_room(endpoint.interface)
+        else:
             endpoint = replace(endpoint, interface=within.free_name())
         links.make_pair(name, bridge, namespace, endpoint, mtu)
         try:

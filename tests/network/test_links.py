@@ -112,6 +112,16 @@ except Conflict as problem:
     ]
 
 
+def test_what_a_killed_keeper_has_left():
+    """An interface that is still there is taken away, with its other end; where there is none nothing happens."""
+    said = run(f"""{CONNECTED}
+for _ in range(2):
+    ends.make_room("eth0")
+    print(len(shown("link", "show", "type", "veth")), links.named("pair"))
+""")
+    assert said.splitlines() == ["0 []", "0 []"]
+
+
 def test_free_name():
     """A second network's interface gets the next name."""
     said = run(f"""{CONNECTED}
