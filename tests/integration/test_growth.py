@@ -35,6 +35,15 @@ def holdings(driver: Driver) -> dict[str, int]:
     }
 
 
+def settled(driver: Driver) -> dict[str, int]:
+    """The same when it has not changed for a moment: what is built ahead is built, and known to whom it concerns."""
+    found: dict[str, int] = {}
+    while found != (now := holdings(driver)):
+        found = now
+        time.sleep(patient(0.3))
+    return found
+
+
 def lines(path: str) -> int:
     """How many lines a file has."""
     with open(path, "rb") as file:
@@ -90,7 +99,7 @@ def test_nothing_grows(tier: Tier) -> None:
         run_many(driver, image=tier.image, argv=argv, threads=1, rounds=5)
         wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
         wait_until(lambda: os.listdir(f"{root}/containers"), what="the next one's room is built ahead")
-        before = holdings(driver)
+        before = settled(driver)
         run_many(driver, image=tier.image, argv=argv, threads=THREADS, rounds=2)
         come_back(driver, before)
         weighed = weight(driver)  # threads have run, so what they keep is in it
