@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nbcontainer._linux.trees import descendants, end_tree
 from nbcontainer.runtime.child import stage
+from tests.harness.patience import patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def wait_until(claim: Callable[[], object]) -> None:
     """Wait until `claim` holds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while not claim():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -64,7 +65,7 @@ def test_tree_and_session_are_ended_and_daemons_are_not(tmp_path: Path) -> None:
 
 def test_what_keeps_forking_is_ended() -> None:
     """Processes that fork all the time, and leave their parents at once, do not slip through."""
-    busy = "while :; do (sleep 0.2 & exec sleep 0.1) & sleep 0.01; done"
+    busy = f"while :; do (sleep {patient(0.2)} & exec sleep {patient(0.1)}) & sleep 0.01; done"
     leader = subprocess.Popen(["sh", "-c", f"{busy} & {busy} & {busy}"], start_new_session=True)
     wait_until(lambda: len(descendants(leader.pid)) > 20)
     end_tree(leader.pid)
