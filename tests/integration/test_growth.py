@@ -96,10 +96,8 @@ def test_nothing_grows(tier: Tier) -> None:
     with tier.spawn(root=root) as driver:
         driver.pull(tier.image)
         argv = ["echo", "on"]
-        run_many(
-            driver, image=tier.image, argv=argv, threads=THREADS, rounds=2
-        )  # then every container ahead is offered
         run_many(driver, image=tier.image, argv=argv, threads=1, rounds=5)
+        run_many(driver, image=tier.image, argv=argv, threads=THREADS, rounds=2)  # then all that is ahead is offered
         wait_until(lambda: len(driver.processes()) == driver.at_rest, what="a full pool")
         wait_until(lambda: os.listdir(f"{root}/containers"), what="the next one's room is built ahead")
         before = settled(driver)
