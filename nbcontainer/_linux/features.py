@@ -473,10 +473,7 @@ def _idmapped_mounts(seen: Observations) -> tuple[Feature, ...]:
     """For root alone: who is root of its own containers has files that fit without being shifted."""
     if seen.id_map.method != "privileged":
         return ()
-    if seen.id_map.single:
-        fix = "See subordinate-ids: there are no other ids to shift to"
-    else:
-        fix = "Use Linux 5.12 or newer and a file system that supports them (ext4, xfs, btrfs; tmpfs from 6.3)"
+    fix = "Use Linux 5.12 or newer and a file system that supports them (ext4, xfs, btrfs; tmpfs from 6.3)"
     needed_for = "bind mounts whose owners are right on both sides, and the image `host`"
     return (_in_namespace(seen, "idmapped-mounts", needed_for, required=False, fix=fix),)
 

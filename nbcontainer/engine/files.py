@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from nbcontainer._linux.mounts import AT_FDCWD
 from nbcontainer.engine import inside
-from nbcontainer.engine.lifecycle import check_visible
+from nbcontainer.engine.resources import running_pid
 from nbcontainer.engine.roots import layers_of, read_only, root_of
 from nbcontainer.engine.views import Change, CopyResult
 from nbcontainer.engine.volume_use import volume_mounts
@@ -139,12 +139,9 @@ def _entered(
     """
     alone = write or not stored.fields.get("chain")
     if stored.locked:
-        pid = stored.fields.get("pid")
         if stored.fields.get("finished") is not None:
             raise Conflict(f"another copy into container {stored.id[:12]} is under way; try again when it is done")
-        if not isinstance(pid, int):
-            check_visible(stored)
-            raise Conflict(f"container {stored.id[:12]} is just starting; try again")
+        pid = running_pid(stored)
         with Joined(pid, (_MODULE,)) as joined:
             again = session.records.find(stored.id)
             if not again.locked or again.fields.get("pid") != pid:

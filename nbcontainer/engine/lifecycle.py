@@ -157,12 +157,13 @@ class Lifecycle:
             process = None
             if not stored.service:
                 process = undo.enter_context(self._first_process(stored))
-            elif (now := self._halt(stored, note)) is not None and identity.hides_processes():
-                with contextlib.suppress(control.NoMonitor):  # it is leaving
-                    control.ask(stored.directory, "end")
-            elif now is not None:
-                with contextlib.suppress(_JustEndedError):
-                    process = undo.enter_context(self._first_process(now))
+            elif (now := self._halt(stored, note)) is not None:
+                if identity.hides_processes():  # its monitor sees them
+                    with contextlib.suppress(control.NoMonitor):  # it is leaving
+                        control.ask(stored.directory, "end")
+                else:
+                    with contextlib.suppress(_JustEndedError):
+                        process = undo.enter_context(self._first_process(now))
             yield process
 
     def wait(self, container: str) -> ContainerSummary:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nbcontainer.model import IdMap
     from nbcontainer.runtime.inside import Consumption
 
-__all__ = ["change", "held_still", "pause", "paused", "processes", "unpause", "usage"]
+__all__ = ["change", "held_still", "pause", "paused", "processes", "running_pid", "unpause", "usage"]
 
 _BETWEEN = 0.5
 """Seconds between the two looks from which the use of the processor is told."""
